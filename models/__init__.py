@@ -1,0 +1,1 @@
+"""Everything that is mathematics at inference: classifiers, purifiers, checkpoints and the catalog."""

@@ -1,0 +1,207 @@
+"""From names to something that runs: `model` x `purifier` (x `classifier`) -> Defense, read from checkpoint folders."""
+
+import threading
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from models.checkpoint import CARD, Card, Checkpoint, CheckpointError, PurifierEntry
+from models.classifiers import Classifier, frozen
+from models.purifiers import Material, Purified, Purifier, PurifierInfo, build_purifier
+
+ZOO = Path(__file__).parent / "zoo"
+
+# Images that go through the network together. Purification keeps 8 to 10 activations an image alive; larger groups fall out
+# of the CPU's cache and get slower an image (docs/performance.md).
+CHUNK = 32
+
+
+class UnknownName(LookupError):
+    """No such model, classifier or purifier, or not in this combination; the message lists what there is."""
+
+
+@dataclass(frozen=True)
+class Defense:
+    """A purifier, the classifier it protects and their card: what a request names and what an evaluation attacks."""
+
+    name: str
+    card: Card
+    classifier: Classifier
+    purifier: Purifier
+    device: torch.device
+
+    @property
+    def info(self) -> PurifierInfo:
+        """What the purifier is and costs."""
+        return self.purifier.info
+
+    def purify(self, x: Tensor, seeds: Sequence[int] | None = None) -> Purified:
+        """Purify and classify a batch in cache-sized parts. x: (N, C, H, W) float32 in [0, 1], on `device`.
+
+        Parts are cut by position alone, so what an image's neighbours contain can't change its answer.
+        """
+        parts = [
+            self.purifier.purify(part.contiguous(memory_format=torch.channels_last), seeds and seeds[i : i + CHUNK])
+            for i, part in zip(range(0, len(x), CHUNK), x.split(CHUNK), strict=True)
+        ]
+        return parts[0] if len(parts) == 1 else _joined(parts)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """How a purified image is classified, differentiable. (N, C, H, W) -> (N, K)."""
+        return self.purifier.logits(x)
+
+    def suspicion(self, objective: float) -> float | None:
+        """Where an incoming image's objective falls among clean training images, in percent from 0 to 100.
+
+        None where the card has no calibration. It tells unaware attacks from clean images and nothing else: an attacker
+        who knows the objective keeps it low.
+        """
+        percentiles = self.card.calibration.get(self.info.kind)
+        if not percentiles:
+            return None
+        above = bisect_right(percentiles, objective)
+        if above == 0:
+            return 0.0
+        if above == len(percentiles):
+            return 100.0
+        low, high = percentiles[above - 1], percentiles[above]
+        return above - 1 + (objective - low) / (high - low)
+
+
+def _joined(parts: Sequence[Purified]) -> Purified:
+    def cat(field: str) -> Tensor:
+        return torch.cat([getattr(part, field) for part in parts])
+
+    known = parts[0].objective_before is not None
+    return Purified(
+        image=cat("image"),
+        logits=cat("logits"),
+        epsilon=cat("epsilon"),
+        objective_before=cat("objective_before") if known else None,
+        objective_after=cat("objective_after") if known else None,
+        forward_passes=cat("forward_passes"),
+        backward_passes=cat("backward_passes"),
+    )
+
+
+@dataclass(frozen=True)
+class Offer:
+    """One combination that a catalog can serve."""
+
+    model: str
+    classifier: str
+    purifier: str
+    entry: PurifierEntry
+    card: Card
+
+
+class Catalog:
+    """The checkpoints of one or more zoo folders. Cards are read at once, networks when first asked for."""
+
+    def __init__(self, checkpoints: Iterable[Checkpoint], device: torch.device | str = "cpu") -> None:
+        self.device = torch.device(device)
+        self._checkpoints: dict[tuple[str, str], Checkpoint] = {}
+        self._classifiers: dict[tuple[str, str], Classifier] = {}
+        self._defenses: dict[tuple[str, str, str], Defense] = {}
+        self._lock = threading.Lock()
+        for checkpoint in checkpoints:
+            key = (checkpoint.card.model, checkpoint.card.classifier)
+            if key in self._checkpoints:
+                first = self._checkpoints[key].folder
+                raise CheckpointError(f"{first} and {checkpoint.folder} are both classifier {key[1]!r} of model {key[0]!r}")
+            self._checkpoints[key] = checkpoint
+
+    @classmethod
+    def open(cls, folders: Sequence[Path] = (ZOO,), device: torch.device | str = "cpu") -> "Catalog":
+        """Read every checkpoint below `folders` (each a checkpoint itself, or a folder of checkpoints).
+
+        Raises:
+            CheckpointError: a folder holds no checkpoint, or one of them is unusable.
+        """
+        found: list[Checkpoint] = []
+        for folder in folders:
+            cards = [folder / CARD] if (folder / CARD).exists() else sorted(folder.glob(f"*/{CARD}"))
+            if not cards:
+                raise CheckpointError(f"{folder}: no checkpoint here (looked for {CARD} and */{CARD})")
+            found += [Checkpoint.open(card.parent) for card in cards]
+        return cls(found, device)
+
+    def models(self) -> list[str]:
+        """The model names, as in ?model=."""
+        return sorted({model for model, _ in self._checkpoints})
+
+    def offers(self) -> list[Offer]:
+        """Every combination of model, classifier and purifier."""
+        return [
+            Offer(model, classifier, name, entry, checkpoint.card)
+            for (model, classifier), checkpoint in sorted(self._checkpoints.items())
+            for name, entry in sorted(checkpoint.card.purifiers.items())
+        ]
+
+    def resolve(self, model: str, purifier: str, classifier: str | None = None) -> Offer:
+        """The combination a request means; without a classifier the one whose card says `default`, else the first.
+
+        Raises:
+            UnknownName: there is none; the message lists what there is.
+        """
+        offers = self.offers()
+        if model not in self.models():
+            raise UnknownName(f"unknown model {model!r}; known: {', '.join(self.models())}")
+        known = sorted({offer.purifier for offer in offers})
+        if purifier not in known:
+            raise UnknownName(f"unknown purifier {purifier!r}; known: {', '.join(known)}")
+        of_model = [offer for offer in offers if offer.model == model]
+        if classifier is not None:
+            names = sorted({offer.classifier for offer in of_model})
+            if classifier not in names:
+                raise UnknownName(f"model {model!r} has no classifier {classifier!r}; it has: {', '.join(names)}")
+            of_model = [offer for offer in of_model if offer.classifier == classifier]
+        fitting = [offer for offer in of_model if offer.purifier == purifier]
+        if not fitting:
+            where = f"model {model!r}" + (f" with classifier {classifier!r}" if classifier else "")
+            offered = ", ".join(sorted({offer.purifier for offer in of_model}))
+            raise UnknownName(f"{where} has no purifier {purifier!r}; it has: {offered}")
+        return next((offer for offer in fitting if offer.entry.default), fitting[0])
+
+    def defense(self, model: str, purifier: str, classifier: str | None = None) -> Defense:
+        """Resolve and load (once). Safe from several threads.
+
+        Raises:
+            UnknownName: see `resolve`.
+            CheckpointError: the checkpoint's weights or settings are unusable.
+        """
+        return self.load(self.resolve(model, purifier, classifier))
+
+    def load(self, offer: Offer) -> Defense:
+        """The running form of an offer, built on first use."""
+        key = (offer.model, offer.classifier, offer.purifier)
+        with self._lock:
+            if key not in self._defenses:
+                self._defenses[key] = self._build(offer)
+            return self._defenses[key]
+
+    def _build(self, offer: Offer) -> Defense:
+        key = (offer.model, offer.classifier)
+        checkpoint = self._checkpoints[key]
+        if key not in self._classifiers:
+            self._classifiers[key] = frozen(checkpoint.classifier(), self.device)
+        return build_defense(offer.purifier, checkpoint.card, self._classifiers[key], self.device)
+
+
+def build_defense(name: str, card: Card, classifier: Classifier, device: torch.device | str = "cpu") -> Defense:
+    """Purifier `name` of `card` on a frozen classifier.
+
+    Raises:
+        CheckpointError: the card's settings don't fit the purifier.
+    """
+    entry = card.purifiers[name]
+    material = Material(classifier, entry.settings, card.calibration.get(entry.kind, ()))
+    try:
+        purifier = build_purifier(entry.kind, material)
+    except ValueError as error:
+        raise CheckpointError(f"classifier {card.classifier!r}, purifier {name!r}: {error}") from error
+    return Defense(name, card, classifier, purifier, torch.device(device))

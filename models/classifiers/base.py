@@ -1,0 +1,120 @@
+"""What every classifier here is: an encoder f, a classifier head g and, where a purifier needs one, an auxiliary head h.
+
+Notation of SOAP (Shi et al., ICLR 2021, Sec. 3): z = f(x), logits = g(z), auxiliary output = h(z).
+Images are float tensors (N, C, H, W) in [0, 1]; the mean and standard deviation are part of the network, so
+nobody outside ever sees another scale.
+"""
+
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+
+class Classifier(nn.Module):
+    """An image classifier g(f(x)) with an optional auxiliary head h(f(x)).
+
+    Args:
+        encoder: f, maps normalised images (N, C, H, W) to representations z.
+        classifier_head: g, maps z to logits (N, K).
+        mean: per-channel mean, C values in [0, 1].
+        std: per-channel standard deviation, C values > 0.
+        aux_head: h, maps z to what the self-supervised task needs; None where the task uses g itself.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        classifier_head: nn.Module,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        aux_head: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.classifier_head = classifier_head
+        self.aux_head = aux_head
+        # Not in the state dict: the card names them, and strict loading should not depend on two copies agreeing.
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+
+    def features(self, x: Tensor) -> Tensor:
+        """z = f(x). x: (N, C, H, W) in [0, 1] -> z, of the shape the heads expect."""
+        z: Tensor = self.encoder((x - self.mean) / self.std)
+        return z
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits g(f(x)). x: (N, C, H, W) in [0, 1] -> (N, K)."""
+        logits: Tensor = self.classifier_head(self.features(x))
+        return logits
+
+
+def frozen(classifier: Classifier, device: torch.device | str = "cpu") -> Classifier:
+    """A copy of `classifier` for inference: eval mode, no parameter gradients, batch norm folded, channels last.
+
+    Gradients with respect to the *input* still work; that is all a purifier needs. The argument is left alone.
+    """
+    copy = deepcopy(classifier).eval().requires_grad_(False)
+    _fold_batch_norm(copy)
+    return copy.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def _fold_batch_norm(module: nn.Module) -> None:
+    """Replace each [Conv2d, (Dropout,) BatchNorm2d] run of a Sequential by one convolution, in place (eval mode only)."""
+    for child in module.children():
+        _fold_batch_norm(child)
+    if not isinstance(module, nn.Sequential):
+        return
+    layers: list[nn.Module] = []
+    for layer in module:
+        if isinstance(layer, nn.Dropout):
+            continue  # the identity at inference
+        if isinstance(layer, nn.BatchNorm2d) and layers and isinstance(layers[-1], nn.Conv2d):
+            layers[-1] = fuse_conv_bn_eval(layers[-1], layer)
+        else:
+            layers.append(layer)
+    for name in list(module._modules):
+        del module._modules[name]
+    for index, layer in enumerate(layers):
+        module.add_module(str(index), layer)
+
+
+Builder = Callable[..., Classifier]
+_BUILDERS: dict[str, Builder] = {}
+
+
+def register_architecture(name: str) -> Callable[[Builder], Builder]:
+    """Make a builder available to cards and recipes under `name`. A name can be taken once."""
+
+    def decorate(builder: Builder) -> Builder:
+        if name in _BUILDERS:
+            raise ValueError(f"architecture {name!r} is already registered")
+        _BUILDERS[name] = builder
+        return builder
+
+    return decorate
+
+
+def architectures() -> list[str]:
+    """The names that `build_classifier` knows."""
+    return sorted(_BUILDERS)
+
+
+def build_classifier(architecture: str, **arguments: object) -> Classifier:
+    """A freshly initialised network.
+
+    Raises:
+        ValueError: the architecture is unknown, or an argument does not fit it; the message says what exists.
+    """
+    if architecture not in _BUILDERS:
+        raise ValueError(f"unknown architecture {architecture!r}; known: {', '.join(architectures())}")
+    try:
+        return _BUILDERS[architecture](**arguments)
+    except TypeError as error:
+        raise ValueError(f"architecture {architecture!r}: {error}") from error

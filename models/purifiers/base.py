@@ -1,0 +1,121 @@
+"""The Purifier protocol and the registry of purifier kinds.
+
+A *kind* is code (one `@register`ed builder a file); a *purifier* is a kind with settings under a name, and a checkpoint's
+card lists those it offers. `soap-lc` and `soap-lc-paper` are two purifiers of one kind.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from models.classifiers import Classifier
+
+
+@dataclass(frozen=True)
+class PurifierInfo:
+    """What a purifier is and costs, independent of the image it works on.
+
+    `eps_pfy` bounds max|x_pfy - x|, in [0, 1] units; None where there is no such bound, 0.0 for `none`.
+    The passes count network evaluations of one image, views included, in the worst case.
+    """
+
+    kind: str
+    paper: str
+    summary: str
+    eps_pfy: float | None
+    forward_passes: int
+    backward_passes: int
+    objective: str | None
+
+
+@dataclass(frozen=True)
+class Purified:
+    """What a purifier did to a batch of N images; every field is per image, in the order of the argument.
+
+    image: (N, C, H, W) in [0, 1]. logits: (N, K), how the purifier's classifier reads the purified image.
+    epsilon: (N,), the budget chosen, in [0, 1] units. objective_before / objective_after: (N,), the purifier's own loss on
+    the incoming and on the purified image; None for a purifier without one. forward_passes / backward_passes: (N,) int64.
+    """
+
+    image: Tensor
+    logits: Tensor
+    epsilon: Tensor
+    objective_before: Tensor | None
+    objective_after: Tensor | None
+    forward_passes: Tensor
+    backward_passes: Tensor
+
+
+class Purifier(Protocol):
+    """Undoes a possible perturbation, image by image.
+
+    Promises (tests/contract): shape, dtype, device and range are kept; an image's result does not depend on its neighbours;
+    the argument is not modified and no parameter gets a gradient; the same image and seed give the same answer.
+    """
+
+    @property
+    def info(self) -> PurifierInfo: ...
+
+    def purify(self, x: Tensor, seeds: Sequence[int] | None = None) -> Purified:
+        """x: (N, C, H, W) float32 in [0, 1]; seeds: N integers for purifiers that draw random numbers."""
+        ...
+
+    def logits(self, x: Tensor) -> Tensor:
+        """How an already purified image is classified, differentiable. (N, C, H, W) in [0, 1] -> (N, K)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a builder gets: the frozen classifier, the settings and the calibration that the card holds.
+
+    calibration: the 0th to 100th percentile (101 values) of this kind's objective on clean training images, or empty.
+    """
+
+    classifier: Classifier
+    settings: Mapping[str, Any]
+    calibration: Sequence[float]
+
+
+Builder = Callable[[Material], Purifier]
+_BUILDERS: dict[str, Builder] = {}
+
+
+def register(kind: str) -> Callable[[Builder], Builder]:
+    """Make a builder available to cards under `kind`. A kind can be taken once.
+
+    Raises:
+        ValueError: the kind is taken.
+    """
+
+    def decorate(builder: Builder) -> Builder:
+        if kind in _BUILDERS:
+            raise ValueError(f"purifier kind {kind!r} is already registered")
+        _BUILDERS[kind] = builder
+        return builder
+
+    return decorate
+
+
+def kinds() -> list[str]:
+    """The purifier kinds that `build_purifier` knows."""
+    return sorted(_BUILDERS)
+
+
+def build_purifier(kind: str, material: Material) -> Purifier:
+    """Build a purifier of `kind`.
+
+    Raises:
+        ValueError: the kind is unknown or the settings do not fit it; the message says what exists.
+    """
+    if kind not in _BUILDERS:
+        raise ValueError(f"unknown purifier kind {kind!r}; known: {', '.join(kinds())}")
+    return _BUILDERS[kind](material)
+
+
+def counted(x: Tensor, passes: int) -> Tensor:
+    """(N, ...) -> (N,) int64, all `passes`."""
+    return torch.full((len(x),), passes, dtype=torch.int64, device=x.device)

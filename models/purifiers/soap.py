@@ -1,0 +1,218 @@
+"""SOAP: purify by descending a self-supervised loss that the classifier was trained with.
+
+Changhao Shi, Chester Holtz, Gal Mishne: Online Adversarial Purification based on Self-Supervision, ICLR 2021.
+Here: Eq. (6) `soap-dr`, Eq. (7) `soap-rp`, Eq. (8) `soap-lc`, on the loop of Alg. 2 (models/purifiers/descent.py).
+
+What the paper leaves open or contradicts, and what we chose:
+- Eq. (8), a_2 at test time is "definite flipping and cropping": the centre 24x24 of the flipped image, resized to 32x32 by
+  nearest neighbour, as in the authors' public code; in proportion (three quarters) for other sizes.
+- Its gradient: the published accuracies need the wrong backward pass that PyTorch 1.x on CUDA had for that resize. With the
+  right gradient through both views (`second_view_gradient = 1`, the paper's formula) almost nothing is defended;
+  with the second view as a fixed target (`0`) purification works. docs/soap.md has the measurements.
+- Eq. (7), purification: "mean square error between predictive distributions and one-hot targets", summed over classes
+  and rotations; only the scale would change otherwise.
+- The budget is chosen for each image as Sec. 3.3 says, not by the batch's mean loss.
+- "Skip" and "view averaging" are ours.
+"""
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.classifiers import Classifier
+from models.purifiers.base import Material, Purified, Purifier, PurifierInfo, register
+from models.purifiers.descent import DescentSettings, Evaluation, Objective, descend, passes
+
+PAPER = "Shi, Holtz, Mishne: Online Adversarial Purification based on Self-Supervision, ICLR 2021"
+
+
+def flip_crop(x: Tensor) -> Tensor:
+    """SOAP's a_2 at test time: flip, cut the centre three quarters, resize by nearest neighbour. (N, C, H, W) -> same."""
+    height, width = x.shape[-2:]
+    top, left = height // 8, width // 8
+    crop = x.flip(-1)[..., top : height - top, left : width - left]
+    return F.interpolate(crop, size=(height, width), mode="nearest")
+
+
+def label_consistency(logits_1: Tensor, logits_2: Tensor) -> Tensor:
+    """SOAP Eq. (8): squared L2 distance of two views' logits. (N, K), (N, K) -> (N,), each >= 0."""
+    return (logits_1 - logits_2).square().sum(dim=1)
+
+
+def rotation_error(rotation_logits: Tensor) -> Tensor:
+    """SOAP Sec. 3.4: squared error of the predicted rotations against one-hot targets. (4, N, 4) -> (N,), each >= 0."""
+    targets = torch.eye(4, dtype=rotation_logits.dtype, device=rotation_logits.device)
+    return (rotation_logits.softmax(dim=2) - targets[:, None]).square().sum(dim=(0, 2))
+
+
+def reconstruction_error(x: Tensor, reconstruction: Tensor) -> Tensor:
+    """SOAP Eq. (6) without input noise: squared L2 distance. (N, C, H, W) twice -> (N,), each >= 0."""
+    return (x - reconstruction).square().flatten(1).sum(dim=1)
+
+
+def rotations(x: Tensor) -> Tensor:
+    """The four rotations Omega = (0, 90, 180, 270) degrees. (N, C, S, S) -> (4 N, C, S, S), rotation by rotation."""
+    return torch.cat([x.rot90(quarter, (-2, -1)) for quarter in range(4)])
+
+
+class LabelConsistency:
+    """Eq. (8) as a descent objective; the second view's gradient is weighted, its value is not."""
+
+    def __init__(self, classifier: Classifier, second_view_gradient: float, average_views: bool) -> None:
+        self.classifier, self.weight, self.average = classifier, second_view_gradient, average_views
+        self.views, self.gradient_views = 2, 1 if second_view_gradient == 0 else 2
+
+    def __call__(self, x: Tensor) -> Evaluation:
+        if self.weight == 0:
+            first = self.classifier(x)
+            with torch.no_grad():
+                second = self.classifier(flip_crop(x))
+        else:
+            first, second = self.classifier(torch.cat([x, flip_crop(x)])).chunk(2)
+            second = self.weight * second + (1 - self.weight) * second.detach()
+        return Evaluation(label_consistency(first, second), (first + second) / 2 if self.average else first)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, K)."""
+        if not self.average:
+            return self.classifier(x)  # type: ignore[no-any-return]
+        first, second = self.classifier(torch.cat([x, flip_crop(x)])).chunk(2)
+        return (first + second) / 2
+
+
+class RotationPrediction:
+    """Eq. (7) with the squared error that Sec. 3.4 uses for purification."""
+
+    views = gradient_views = 4
+
+    def __init__(self, classifier: Classifier) -> None:
+        self.classifier, self.aux_head = classifier, _aux_head(classifier, "rotation head")
+
+    def __call__(self, x: Tensor) -> Evaluation:
+        z = self.classifier.features(rotations(x))
+        rotation_logits = self.aux_head(z).unflatten(0, (4, len(x)))  # (4, N, 4)
+        return Evaluation(rotation_error(rotation_logits), self.classifier.classifier_head(z[: len(x)]))
+
+    def logits(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, K)."""
+        return self.classifier(x)  # type: ignore[no-any-return]
+
+
+class Reconstruction:
+    """Eq. (6); "at test-time, L_aux of the reconstruction is computed without input corruption" (Sec. 4)."""
+
+    views = gradient_views = 1
+
+    def __init__(self, classifier: Classifier) -> None:
+        self.classifier, self.aux_head = classifier, _aux_head(classifier, "decoder")
+
+    def __call__(self, x: Tensor) -> Evaluation:
+        z = self.classifier.features(x)
+        return Evaluation(reconstruction_error(x, self.aux_head(z)), self.classifier.classifier_head(z))
+
+    def logits(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, K)."""
+        return self.classifier(x)  # type: ignore[no-any-return]
+
+
+def _aux_head(classifier: Classifier, what: str) -> torch.nn.Module:
+    if classifier.aux_head is None:
+        raise ValueError(f"this purifier needs a classifier trained with a {what}; this one has no auxiliary head")
+    return classifier.aux_head
+
+
+class LabelConsistencySettings(DescentSettings):
+    """Settings of `soap-lc`."""
+
+    second_view_gradient: float = Field(
+        default=0.0, ge=-1, le=1, description="1: the exact gradient of Eq. (8); 0: the second view is a fixed target"
+    )
+    average_views: bool = Field(default=False, description="classify by the mean of both views' logits (ours)")
+
+
+class Soap:
+    """One of SOAP's objectives on the shared descent."""
+
+    def __init__(
+        self, kind: str, summary: str, objective: Any, settings: DescentSettings, calibration: Sequence[float]
+    ) -> None:
+        self._objective: Objective = objective
+        self._read = objective.logits
+        self.settings = settings
+        self._skip_below = _threshold(settings, calibration)
+        forwards, backwards = passes(objective, settings)
+        self._info = PurifierInfo(
+            kind=kind,
+            paper=PAPER,
+            summary=summary,
+            eps_pfy=min(settings.budgets[-1], settings.steps * settings.step_size),
+            forward_passes=forwards,
+            backward_passes=backwards,
+            objective=type(objective).__name__,
+        )
+
+    @property
+    def info(self) -> PurifierInfo:
+        return self._info
+
+    def purify(self, x: Tensor, seeds: Sequence[int] | None = None) -> Purified:
+        """See `Purifier`; nothing here is random, so `seeds` change nothing."""
+        return descend(self._objective, x, self.settings, self._skip_below)
+
+    def objective(self, x: Tensor) -> Tensor:
+        """The auxiliary loss of each image, differentiable. (N, C, H, W) in [0, 1] -> (N,)."""
+        return self._objective(x).loss
+
+    def logits(self, x: Tensor) -> Tensor:
+        """See `Purifier`."""
+        read: Tensor = self._read(x)
+        return read
+
+
+def _threshold(settings: DescentSettings, calibration: Sequence[float]) -> float | None:
+    if settings.skip_percentile is None:
+        return None
+    if len(calibration) != 101:
+        raise ValueError(
+            f"skip_percentile needs the card's calibration, 101 percentiles of the loss on clean training images; "
+            f"it has {len(calibration)}"
+        )
+    low = int(settings.skip_percentile)
+    share = settings.skip_percentile - low
+    return calibration[low] + share * (calibration[min(low + 1, 100)] - calibration[low])
+
+
+S = TypeVar("S", bound=DescentSettings)
+
+
+def _settings(model: type[S], material: Material) -> S:
+    return model.model_validate(dict(material.settings))
+
+
+@register("soap-lc")
+def soap_lc(material: Material) -> Purifier:
+    """SOAP with label consistency, Eq. (8)."""
+    settings = _settings(LabelConsistencySettings, material)
+    objective = LabelConsistency(material.classifier, settings.second_view_gradient, settings.average_views)
+    summary = "descends the distance between the logits of the image and of its flipped, cropped copy"
+    return Soap("soap-lc", summary, objective, settings, material.calibration)
+
+
+@register("soap-rp")
+def soap_rp(material: Material) -> Purifier:
+    """SOAP with rotation prediction, Eq. (7)."""
+    summary = "descends the error of predicting which of four rotations was applied"
+    objective = RotationPrediction(material.classifier)
+    return Soap("soap-rp", summary, objective, _settings(DescentSettings, material), material.calibration)
+
+
+@register("soap-dr")
+def soap_dr(material: Material) -> Purifier:
+    """SOAP with data reconstruction, Eq. (6)."""
+    summary = "descends the error of reconstructing the image from its representation"
+    objective = Reconstruction(material.classifier)
+    return Soap("soap-dr", summary, objective, _settings(DescentSettings, material), material.calibration)

@@ -1,0 +1,1 @@
+"""Offline work: data, training, attacks, evaluation. Knows models, never service."""

@@ -1,0 +1,58 @@
+"""Progress bars for long work, on a terminal; one line an epoch where output goes to a file."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+T = TypeVar("T")
+
+
+class Progress:
+    """Where long work reports to. Writes to standard error, so that results on standard output stay clean."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True)
+
+    def _bars(self) -> Bars:
+        return Bars(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[status]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+
+    @contextmanager
+    def training(self, name: str, epochs: int, steps: int, done: int) -> Iterator[Callable[..., None]]:
+        """A bar over all steps of a training; yields report(epoch, step, loss=, accuracy=)."""
+        with self._bars() as bars:
+            task = bars.add_task(name, total=epochs * steps, completed=done * steps, status="")
+
+            def report(epoch: int, step: int, *, loss: float, accuracy: float) -> None:
+                status = f"epoch {epoch + 1}/{epochs}  loss {loss:.3f}  accuracy {accuracy:.1%}"
+                bars.update(task, completed=epoch * steps + step, status=status)
+                if step == steps and not self.console.is_terminal:
+                    self.console.print(f"{name}: {status}", highlight=False)
+
+            yield report
+
+    @contextmanager
+    def track(self, items: Sequence[T], name: str) -> Iterator[Iterator[T]]:
+        """A bar over a sequence."""
+        with self._bars() as bars:
+            task = bars.add_task(name, total=len(items), status="")
+
+            def each() -> Iterator[T]:
+                for item in items:
+                    yield item
+                    bars.advance(task)
+
+            yield each()

@@ -1,0 +1,104 @@
+"""Recipes: everything that decides what a training produces, as TOML validated by these models."""
+
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from models.checkpoint import InputSpec, PurifierEntry
+
+RECIPES = Path(__file__).parent / "recipes"
+
+Task = Literal["natural", "soap-dr", "soap-rp", "soap-lc"]
+
+
+class RecipeError(Exception):
+    """A recipe is unknown or wrong; the message says which field, or which recipes exist."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Augmentation(_Frozen):
+    """What happens to every training image before the task sees it."""
+
+    crop_padding: int = Field(default=0, ge=0, le=16, description="pad by so many pixels, cut a random window")
+    flip: bool = Field(default=False, description="mirror every second image")
+
+
+class Views(_Frozen):
+    """The two augmentations a_1, a_2 of label consistency, drawn for each image and each view (SOAP Sec. 4)."""
+
+    zoom_1: tuple[int, int] = Field(description="side of view 1's random square crop, in pixels, resized by nearest neighbour")
+    zoom_2: tuple[int, int] = Field(description="the same for view 2")
+    flip: float = Field(default=0.0, ge=0, le=1, description="chance of mirroring a view, beside the augmentation's")
+    independent: bool = Field(default=True, description="draw the augmentation (window, mirror) anew for each view")
+
+
+class Schedule(_Frozen):
+    """Learning rate: `step` divides at milestones (the papers'); `one-cycle` rises linearly, then falls linearly to 0."""
+
+    kind: Literal["step", "one-cycle"]
+    milestones: tuple[float, ...] = Field(default=(), description="step: shares of the training at which it divides")
+    factor: float = Field(default=0.1, gt=0, lt=1, description="step: what it is multiplied by")
+    warmup: float = Field(default=0.2, gt=0, lt=1, description="one-cycle: share of the training that rises")
+
+
+class Recipe(_Frozen):
+    """One training. A comment beside a value in the TOML file says where it comes from."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    summary: str
+    model: str
+    classifier: str
+    data: str
+    architecture: str
+    arguments: dict[str, Any] = {}
+    input: InputSpec
+    task: Task
+    alpha: float = Field(default=0.0, ge=0, description="trade-off of the auxiliary loss, Eq. (2)")
+    noise: float = Field(default=0.0, ge=0, le=1, description="sigma of the Gaussian noise on training images, [0, 1] units")
+    augmentation: Augmentation = Augmentation()
+    views: Views | None = None
+    epochs: int = Field(ge=1)
+    batch_size: int = Field(ge=2)
+    learning_rate: float = Field(gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    nesterov: bool = False
+    weight_decay: float = Field(default=0.0, ge=0, description="on weights, not on biases and norms")
+    schedule: Schedule
+    precision: Literal["fp32", "bf16"] = "fp32"
+    seed: int = 0
+    calibration_images: int = Field(default=2000, ge=100, description="first training images, unaugmented")
+    purifiers: dict[str, PurifierEntry]
+
+    def shaping(self) -> dict[str, Any]:
+        """The fields that shape the weights; what only the card holds may change after training."""
+        return self.model_dump(mode="json", exclude={"summary", "purifiers", "calibration_images", "model", "classifier"})
+
+
+def recipe_names() -> list[str]:
+    """The shipped recipes."""
+    return sorted(path.stem for path in RECIPES.glob("*.toml"))
+
+
+def load_recipe(name: str, overrides: dict[str, Any] | None = None) -> Recipe:
+    """A shipped recipe by name, or any TOML file by path; `overrides` replace top-level fields.
+
+    Raises:
+        RecipeError: there is no such recipe, or a field is wrong.
+    """
+    path = Path(name) if name.endswith(".toml") else RECIPES / f"{name}.toml"
+    try:
+        fields = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        known = ", ".join(recipe_names())
+        raise RecipeError(f"no recipe {name!r}; shipped: {known}; or give the path of a .toml file") from error
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"{path}: not valid TOML: {error}") from error
+    try:
+        return Recipe.model_validate({"name": path.stem, **fields, **(overrides or {})})
+    except ValidationError as error:
+        raise RecipeError(f"{path}: {error}") from error
