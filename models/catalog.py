@@ -46,7 +46,7 @@ class Defense:
         """
         parts = [
             self.purifier.purify(part.contiguous(memory_format=torch.channels_last), seeds and seeds[i : i + CHUNK])
-            for i, part in zip(range(0, len(x), CHUNK), x.split(CHUNK), strict=True)
+            for i, part in zip(range(0, max(len(x), 1), CHUNK), x.split(CHUNK), strict=True)  # no image is one part too
         ]
         return parts[0] if len(parts) == 1 else _joined(parts)
 
@@ -112,7 +112,9 @@ class Catalog:
             key = (checkpoint.card.model, checkpoint.card.classifier)
             if key in self._checkpoints:
                 first = self._checkpoints[key].folder
-                raise CheckpointError(f"{first} and {checkpoint.folder} are both classifier {key[1]!r} of model {key[0]!r}")
+                raise CheckpointError(
+                    f"{first} and {checkpoint.folder} are both classifier {key[1]!r} of model {key[0]!r}"
+                )
             self._checkpoints[key] = checkpoint
 
     @classmethod
@@ -133,6 +135,10 @@ class Catalog:
     def models(self) -> list[str]:
         """The model names, as in ?model=."""
         return sorted({model for model, _ in self._checkpoints})
+
+    def folder(self, model: str, classifier: str) -> Path:
+        """Where a classifier's checkpoint lies."""
+        return self._checkpoints[model, classifier].folder
 
     def offers(self) -> list[Offer]:
         """Every combination of model, classifier and purifier."""

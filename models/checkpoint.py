@@ -67,7 +67,9 @@ class Card(_Frozen):
     calibration: dict[str, tuple[float, ...]] = Field(
         default={}, description="kind -> 0th to 100th percentile of its objective on clean training images"
     )
-    training: dict[str, Any] = Field(description="recipe, hyperparameters with sources, seed, commit, command, versions")
+    training: dict[str, Any] = Field(
+        description="recipe, hyperparameters with sources, seed, commit, command, versions"
+    )
     measured: tuple[Measurement, ...] = ()
     weights_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
@@ -126,7 +128,7 @@ def read_card(folder: Path) -> Card:
     """
     path = folder / CARD
     try:
-        return Card.model_validate_json(path.read_text(encoding="utf-8"))
+        return Card.model_validate_json(path.read_bytes())
     except OSError as error:
         raise CheckpointError(f"{path}: can't be read ({error.strerror})") from error
     except ValidationError as error:

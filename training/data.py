@@ -78,7 +78,7 @@ def _npz(file: Path, split: Split) -> ImageData:
             classes = tuple(str(name) for name in arrays["classes"])
     except (OSError, KeyError, ValueError) as error:
         raise DataError(
-            f"{file}: can't be read ({error}); expected arrays x_train, y_train, x_test, y_test (uint8, N x H x W x 3) and classes"
+            f"{file}: can't be read ({error}); expected arrays x_train, y_train, x_test, y_test (uint8, NHWC) and classes"
         ) from error
     if images.dtype != np.uint8 or images.ndim != 4 or len(images) != len(labels):
         raise DataError(

@@ -56,3 +56,7 @@ class Progress:
                     bars.advance(task)
 
             yield each()
+
+    def note(self, text: str) -> None:
+        """A line of its own, above the bars."""
+        self.console.print(text, highlight=False)

@@ -31,7 +31,9 @@ class Augmentation(_Frozen):
 class Views(_Frozen):
     """The two augmentations a_1, a_2 of label consistency, drawn for each image and each view (SOAP Sec. 4)."""
 
-    zoom_1: tuple[int, int] = Field(description="side of view 1's random square crop, in pixels, resized by nearest neighbour")
+    zoom_1: tuple[int, int] = Field(
+        description="side of view 1's random square crop, in pixels, resized by nearest neighbour"
+    )
     zoom_2: tuple[int, int] = Field(description="the same for view 2")
     flip: float = Field(default=0.0, ge=0, le=1, description="chance of mirroring a view, beside the augmentation's")
     independent: bool = Field(default=True, description="draw the augmentation (window, mirror) anew for each view")
@@ -59,7 +61,9 @@ class Recipe(_Frozen):
     input: InputSpec
     task: Task
     alpha: float = Field(default=0.0, ge=0, description="trade-off of the auxiliary loss, Eq. (2)")
-    noise: float = Field(default=0.0, ge=0, le=1, description="sigma of the Gaussian noise on training images, [0, 1] units")
+    noise: float = Field(
+        default=0.0, ge=0, le=1, description="sigma of the Gaussian noise on training images, [0, 1] units"
+    )
     augmentation: Augmentation = Augmentation()
     views: Views | None = None
     epochs: int = Field(ge=1)
@@ -76,7 +80,9 @@ class Recipe(_Frozen):
 
     def shaping(self) -> dict[str, Any]:
         """The fields that shape the weights; what only the card holds may change after training."""
-        return self.model_dump(mode="json", exclude={"summary", "purifiers", "calibration_images", "model", "classifier"})
+        return self.model_dump(
+            mode="json", exclude={"summary", "purifiers", "calibration_images", "model", "classifier"}
+        )
 
 
 def recipe_names() -> list[str]:

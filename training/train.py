@@ -70,7 +70,9 @@ def _check(recipe: Recipe, images: ImageData) -> None:
     if found != expected:
         raise TrainingError(f"data set {recipe.data!r} has images of {found} (H, W, C); the recipe says {expected}")
     if len(images) < recipe.batch_size:
-        raise TrainingError(f"data set {recipe.data!r} has {len(images)} images, fewer than one batch of {recipe.batch_size}")
+        raise TrainingError(
+            f"data set {recipe.data!r} has {len(images)} images, fewer than one batch of {recipe.batch_size}"
+        )
     if recipe.task == "soap-lc" and recipe.views is None:
         raise TrainingError("task 'soap-lc' needs a [views] table in the recipe")
 
@@ -106,7 +108,9 @@ class _Run:
             raise TrainingError(f"loss is no longer finite in epoch {self.epoch}; lower learning_rate and start anew")
         self.epoch += 1
         self.seconds += time.perf_counter() - started
-        self._log(loss=float(sums[0]) / self.steps, auxiliary=float(sums[1]) / self.steps, accuracy=float(sums[2]) / seen)
+        self._log(
+            loss=float(sums[0]) / self.steps, auxiliary=float(sums[1]) / self.steps, accuracy=float(sums[2]) / seen
+        )
         self._save()
 
     def _batches(self) -> Iterator[Tensor]:
@@ -121,12 +125,16 @@ class _Run:
         with torch.device(self.device), torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
             losses = TASKS[self.recipe.task](self.network, self.recipe, self.crop, indices, labels)
         self.optimizer.zero_grad(set_to_none=True)
-        losses.total.backward()  # type: ignore[no-untyped-call]
+        losses.total.backward()
         self.optimizer.step()
         return losses.total.detach().cpu(), losses.auxiliary.detach().cpu(), losses.correct.cpu(), losses.count
 
     def _log(self, **values: float) -> None:
-        line = {"epoch": self.epoch, **{name: round(value, 5) for name, value in values.items()}, "seconds": round(self.seconds)}
+        line = {
+            "epoch": self.epoch,
+            **{name: round(value, 5) for name, value in values.items()},
+            "seconds": round(self.seconds),
+        }
         with (self.out / "log.jsonl").open("a", encoding="utf-8") as log:
             log.write(json.dumps(line) + "\n")
 
@@ -158,34 +166,39 @@ class _Run:
         self.optimizer.load_state_dict(state["optimizer"])
 
     def export(self) -> Card:
-        """Write the checkpoint: weights, and the card with its calibration."""
-        recipe = self.recipe
-        fields: dict[str, Any] = {
-            "model": recipe.model,
-            "classifier": recipe.classifier,
-            "architecture": recipe.architecture,
-            "arguments": {"num_classes": len(self.images.classes), **recipe.arguments},
-            "labels": self.images.classes,
-            "input": recipe.input.model_dump(),
-            "purifiers": {name: entry.model_dump() for name, entry in recipe.purifiers.items()},
-            "training": self._provenance(),
-        }
-        network = self.network.cpu()
-        fields["calibration"] = calibrate(network, fields, self.images.floats(0, recipe.calibration_images).cpu())
-        return save_checkpoint(self.out, network, fields)
+        """Write the checkpoint."""
+        return export(self.network.cpu(), self.recipe, self.images, self.out, self._provenance())
 
     def _provenance(self) -> dict[str, Any]:
         return {
             "recipe": self.recipe.model_dump(mode="json", exclude={"purifiers", "input", "model", "classifier"}),
-            "command": f"unperturb {shlex.join(sys.argv[1:])}" if sys.argv[0].endswith("unperturb") else "training.train.train",
+            "command": "unperturb " + shlex.join(sys.argv[1:]) if Path(sys.argv[0]).name == "unperturb" else None,
             "commit": self.commit,
             "seconds": round(self.seconds),
             "threads": torch.get_num_threads(),
             "device": str(self.device),
             "images": len(self.images),
-            "calibrated_on": f"first {self.recipe.calibration_images} training images, unaugmented",
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
         }
+
+
+def export(network: Classifier, recipe: Recipe, images: ImageData, out: Path, provenance: dict[str, Any]) -> Card:
+    """Write a trained network as the checkpoint that `recipe` describes, calibrated on the first training images."""
+    fields: dict[str, Any] = {
+        "model": recipe.model,
+        "classifier": recipe.classifier,
+        "architecture": recipe.architecture,
+        "arguments": {"num_classes": len(images.classes), **recipe.arguments},
+        "labels": images.classes,
+        "input": recipe.input.model_dump(),
+        "purifiers": {name: entry.model_dump() for name, entry in recipe.purifiers.items()},
+        "training": {
+            **provenance,
+            "calibrated_on": f"the first {recipe.calibration_images} training images, unaugmented",
+        },
+    }
+    fields["calibration"] = calibrate(network, fields, images.floats(0, recipe.calibration_images).cpu())
+    return save_checkpoint(out, network, fields)
 
 
 def _optimizer(network: Classifier, recipe: Recipe) -> torch.optim.SGD:
@@ -227,7 +240,12 @@ def _commit() -> str | None:
     """The source tree's commit, where the package runs from a checkout."""
     try:
         answer = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=10
+            ["git", "rev-parse", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
         )
     except (OSError, subprocess.SubprocessError):
         return None

@@ -106,7 +106,7 @@ def architectures() -> list[str]:
     return sorted(_BUILDERS)
 
 
-def build_classifier(architecture: str, **arguments: object) -> Classifier:
+def build_classifier(architecture: str, /, **arguments: object) -> Classifier:
     """A freshly initialised network.
 
     Raises:

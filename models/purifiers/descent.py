@@ -60,8 +60,9 @@ class DescentSettings(BaseModel):
 
     @model_validator(mode="after")
     def _ascending(self) -> "DescentSettings":
-        if not self.budgets or list(self.budgets) != sorted(set(self.budgets)) or self.budgets[0] < 0:
-            raise ValueError(f"budgets must be non-negative and strictly ascending; got {list(self.budgets)}")
+        in_range = all(0 <= budget <= 1 for budget in self.budgets)
+        if not self.budgets or not in_range or list(self.budgets) != sorted(set(self.budgets)):
+            raise ValueError(f"budgets must be in [0, 1] and strictly ascending; got {list(self.budgets)}")
         return self
 
 
@@ -116,7 +117,8 @@ def descend(objective: Objective, x: Tensor, settings: DescentSettings, skip_bel
     before, gradient = _forward(objective, x)
     skip = before.loss.detach() <= (skip_below if skip_below is not None else -torch.inf)
     best = _Best()
-    if settings.selection != "fixed" or not nonzero:
+    zero_in_grid = settings.selection == "min-aux" and settings.budgets[0] == 0
+    if zero_in_grid or settings.selection == "best-iterate" or not nonzero:
         best.offer(x, before, 0.0)
     if nonzero and not bool(skip.all()):
         _walk(objective, x, settings, nonzero, gradient, best)
@@ -138,7 +140,8 @@ class _Gradient:
     loss: Tensor
 
     def __call__(self) -> Tensor:
-        (gradient,) = torch.autograd.grad(self.loss.sum(), self.leaf)
+        # Not `self.loss.sum()`: under the caller's no_grad() that sum would have no graph.
+        (gradient,) = torch.autograd.grad(self.loss, self.leaf, torch.ones_like(self.loss))
         return gradient
 
 
@@ -178,7 +181,7 @@ def _result(
 ) -> Purified:
     forwards, backwards = passes(objective, settings)
     loss, logits = before.loss.detach(), before.logits.detach()
-    if best.image is None:  # a fixed budget, and every image skipped
+    if best.image is None:  # the start was no candidate, and every image skipped
         best.offer(x, before, 0.0)
     assert best.image is not None
     return Purified(

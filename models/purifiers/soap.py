@@ -16,7 +16,7 @@ What the paper leaves open or contradicts, and what we chose:
 """
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from pydantic import Field
@@ -59,6 +59,14 @@ def rotations(x: Tensor) -> Tensor:
     return torch.cat([x.rot90(quarter, (-2, -1)) for quarter in range(4)])
 
 
+class SoapObjective(Objective, Protocol):
+    """A descent objective that also says how its classifier reads an image, and the views it compares."""
+
+    def logits(self, x: Tensor) -> Tensor: ...
+
+    def view_logits(self, x: Tensor) -> Tensor: ...
+
+
 class LabelConsistency:
     """Eq. (8) as a descent objective; the second view's gradient is weighted, its value is not."""
 
@@ -73,15 +81,17 @@ class LabelConsistency:
                 second = self.classifier(flip_crop(x))
         else:
             first, second = self.classifier(torch.cat([x, flip_crop(x)])).chunk(2)
-            second = self.weight * second + (1 - self.weight) * second.detach()
+            second = second.detach() + self.weight * (second - second.detach())  # the value stays exact
         return Evaluation(label_consistency(first, second), (first + second) / 2 if self.average else first)
+
+    def view_logits(self, x: Tensor) -> Tensor:
+        """Both views' logits. (N, C, H, W) -> (2, N, K)."""
+        logits: Tensor = self.classifier(torch.cat([x, flip_crop(x)])).unflatten(0, (2, len(x)))
+        return logits
 
     def logits(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, K)."""
-        if not self.average:
-            return self.classifier(x)  # type: ignore[no-any-return]
-        first, second = self.classifier(torch.cat([x, flip_crop(x)])).chunk(2)
-        return (first + second) / 2
+        return self.view_logits(x).mean(0) if self.average else self.classifier(x)
 
 
 class RotationPrediction:
@@ -96,6 +106,11 @@ class RotationPrediction:
         z = self.classifier.features(rotations(x))
         rotation_logits = self.aux_head(z).unflatten(0, (4, len(x)))  # (4, N, 4)
         return Evaluation(rotation_error(rotation_logits), self.classifier.classifier_head(z[: len(x)]))
+
+    def view_logits(self, x: Tensor) -> Tensor:
+        """The class logits of the four rotated copies. (N, C, H, W) -> (4, N, K)."""
+        logits: Tensor = self.classifier(rotations(x)).unflatten(0, (4, len(x)))
+        return logits
 
     def logits(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, K)."""
@@ -113,6 +128,10 @@ class Reconstruction:
     def __call__(self, x: Tensor) -> Evaluation:
         z = self.classifier.features(x)
         return Evaluation(reconstruction_error(x, self.aux_head(z)), self.classifier.classifier_head(z))
+
+    def view_logits(self, x: Tensor) -> Tensor:
+        """Reconstruction looks at the image alone. (N, C, H, W) -> (1, N, K)."""
+        return self.logits(x)[None]
 
     def logits(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, K)."""
@@ -138,10 +157,9 @@ class Soap:
     """One of SOAP's objectives on the shared descent."""
 
     def __init__(
-        self, kind: str, summary: str, objective: Any, settings: DescentSettings, calibration: Sequence[float]
+        self, kind: str, summary: str, objective: SoapObjective, settings: DescentSettings, calibration: Sequence[float]
     ) -> None:
-        self._objective: Objective = objective
-        self._read = objective.logits
+        self._objective: SoapObjective = objective
         self.settings = settings
         self._skip_below = _threshold(settings, calibration)
         forwards, backwards = passes(objective, settings)
@@ -169,8 +187,11 @@ class Soap:
 
     def logits(self, x: Tensor) -> Tensor:
         """See `Purifier`."""
-        read: Tensor = self._read(x)
-        return read
+        return self._objective.logits(x)
+
+    def view_logits(self, x: Tensor) -> Tensor:
+        """Class logits of every view that the objective compares, differentiable. (N, C, H, W) -> (V, N, K)."""
+        return self._objective.view_logits(x)
 
 
 def _threshold(settings: DescentSettings, calibration: Sequence[float]) -> float | None:

@@ -1,0 +1,43 @@
+"""Fixtures on the shipped images: the first 256 training and test images of each data set."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from training.progress import Progress
+from training.recipe import Recipe, load_recipe
+
+DATA = Path(__file__).parents[1] / "data"
+
+
+@pytest.fixture
+def data() -> Path:
+    return DATA
+
+
+@pytest.fixture
+def quiet() -> Progress:
+    from rich.console import Console
+
+    return Progress(Console(quiet=True))
+
+
+@pytest.fixture
+def tiny():
+    """A shipped recipe cut down to seconds: fp32, a few epochs, batches of 64."""
+
+    def make(name: str, **changes: object) -> Recipe:
+        return load_recipe(
+            name, {"epochs": 2, "batch_size": 64, "precision": "fp32", "calibration_images": 128, **changes}
+        )
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

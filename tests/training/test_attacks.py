@@ -1,0 +1,124 @@
+import pytest
+import torch
+from torch import nn
+
+from models.catalog import build_defense
+from models.checkpoint import Card
+from models.classifiers import Classifier
+from models.purifiers import Purified
+from training.attacks import AttackSettings, ascend, bpda, static, two_view
+
+PGD = AttackSettings(name="pgd", mode="static", epsilon=0.1, step_size=0.03, steps=10)
+
+
+def linear(weight=1.0):
+    """Two classes; class 1 wins where the pixel sum is above 2 of 4."""
+    head = nn.Linear(4, 2)
+    head.weight.data = torch.stack([torch.zeros(4), torch.full((4,), weight)])
+    head.bias.data = torch.tensor([0.0, -2.0 * weight])
+    return Classifier(nn.Flatten(), head, mean=[0.0], std=[1.0]).eval().requires_grad_(False)
+
+
+def defense(network=None, purifiers=None, name="none"):
+    card = Card(
+        model="toy",
+        classifier="linear",
+        architecture="none",
+        arguments={},
+        labels=("low", "high"),
+        input={"channels": 1, "height": 2, "width": 2},
+        purifiers=purifiers or {"none": {"kind": "none"}},
+        training={},
+        weights_sha256="0" * 64,
+    )
+    return build_defense(name, card, network or linear())
+
+
+def images(value, count=3):
+    return torch.full((count, 1, 2, 2), value)
+
+
+def test_ascent_climbs_to_the_corner_of_the_budget():
+    x = ascend(lambda x: x.sum(dim=(1, 2, 3)), images(0.5), PGD)
+    assert torch.allclose(x, images(0.6))
+
+
+def test_ascent_stays_in_the_image_range():
+    x = ascend(lambda x: x.sum(dim=(1, 2, 3)), images(0.98), PGD)
+    assert torch.allclose(x, images(1.0))
+
+
+def test_ascent_shows_every_iterate():
+    seen = []
+    ascend(lambda x: x.sum(dim=(1, 2, 3)), images(0.5), PGD, on_step=lambda step, x: seen.append((step, float(x.mean()))))
+    assert [step for step, _ in seen] == list(range(1, 11))
+    assert seen[1][1] == pytest.approx(0.56)
+
+
+def test_pgd_flips_what_lies_within_its_budget_and_nothing_else():
+    near, far, labels = images(0.55), images(0.7), torch.ones(3, dtype=torch.long)
+    assert (defense().purify(static(defense(), near, labels, PGD)).logits.argmax(1) == 0).all()
+    assert (defense().purify(static(defense(), far, labels, PGD)).logits.argmax(1) == 1).all()
+
+
+def test_a_zero_budget_changes_nothing():
+    settings = AttackSettings(name="pgd", mode="static", epsilon=0.0, step_size=0.1, steps=5)
+    x = images(0.5)
+    assert torch.equal(static(defense(), x, torch.ones(3, dtype=torch.long), settings), x)
+
+
+def test_a_random_start_belongs_to_the_image_not_to_its_place():
+    settings = PGD.model_copy(update={"random_start": True, "steps": 0})
+    labels = torch.ones(3, dtype=torch.long)
+    both = static(defense(), images(0.5), labels, settings, first=10)
+    alone = static(defense(), images(0.5, 1), labels[:1], settings, first=12)
+    assert torch.equal(both[2:], alone)
+    assert not torch.equal(both[0], both[1])
+
+
+class Shift:
+    """Adds 0.08 to every pixel: undoes a weak attack on class 1, behind a gradient that plain attacks never see."""
+
+    def __init__(self, inner):
+        self.inner, self.info = inner, inner.info
+
+    def purify(self, x, seeds=None):
+        found = self.inner.purify((x + 0.08).clamp(0, 1))
+        return Purified(**{**found.__dict__, "image": (x + 0.08).clamp(0, 1)})
+
+    def logits(self, x):
+        return self.inner.logits(x)
+
+    def view_logits(self, x):
+        return torch.stack([self.inner.logits(x)] * 2)
+
+
+def shifted():
+    plain = defense()
+    return type(plain)("shift", plain.card, plain.classifier, Shift(plain.purifier), plain.device)
+
+
+def test_an_adaptive_attack_breaks_what_a_shift_only_hides():
+    x, labels = images(0.51), torch.ones(3, dtype=torch.long)
+    settings = PGD.model_copy(update={"mode": "bpda"})
+    assert (shifted().purify(x - 0.06).logits.argmax(1) == 1).all()
+    assert not bpda(shifted(), x, labels, settings).right.any()
+    assert bpda(shifted(), images(0.7), labels, settings).right.all()
+
+
+def test_two_view_breaks_on_any_checked_iterate():
+    x, labels = images(0.51), torch.ones(3, dtype=torch.long)
+    found = two_view(shifted(), x, labels, PGD, every=5)
+    assert not found.right.any()
+    assert torch.allclose(found.image, x - 0.1, atol=1e-6)
+
+
+def test_two_view_needs_a_purifier_with_views():
+    with pytest.raises(ValueError, match="compares no views"):
+        two_view(defense(), images(0.5), torch.ones(3, dtype=torch.long), PGD)
+
+
+def test_settings_describe_themselves():
+    settings = AttackSettings(name="pgd", mode="static", epsilon=8 / 255, step_size=2 / 255, steps=20)
+    assert settings.text() == "pgd: 20 steps of 2/255, epsilon 8/255"
+    assert AttackSettings(name="pgd", mode="static", epsilon=0.3, step_size=0.01, steps=40).text().endswith("epsilon 0.3")

@@ -1,0 +1,126 @@
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from models.catalog import Catalog
+from models.checkpoint import read_card, write_card
+from training.evaluate import (
+    Evaluation,
+    EvaluationError,
+    candidates,
+    defenses_of,
+    load_plan,
+    variants_of,
+    with_measurements,
+)
+from training.progress import Progress
+from training.recipe import load_recipe
+from training.train import train
+
+DATA = Path(__file__).parents[1] / "data"
+FEW = {"n": 40, "adaptive_n": 8}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    out = tmp_path_factory.mktemp("zoo") / "fcn"
+    changes = {"epochs": 15, "batch_size": 64, "calibration_images": 128}
+    train(load_recipe("soap-dr-fcn", changes), out=out, data=DATA, progress=Progress(Console(quiet=True)))
+    return out
+
+
+@pytest.fixture
+def defenses(trained):
+    return defenses_of(Catalog.open([trained]), "mnist", "fcn-soap-dr")
+
+
+def short(plan):
+    attacks = tuple(attack.model_copy(update={"steps": min(attack.steps, 3)}) for attack in plan.attacks)
+    return plan.model_copy(update={"attacks": attacks})
+
+
+@pytest.fixture
+def plan():
+    return short(load_plan("soap-mnist", FEW))
+
+
+def cell(cells, purifier, attack, oracle=False):
+    (found,) = [c for c in cells if (c.purifier, c.attack.name, c.oracle) == (purifier, attack, oracle)]
+    return found
+
+
+def test_every_purifier_meets_every_attack_that_applies(defenses, plan, data, tmp_path, quiet):
+    cells = Evaluation(defenses, plan, tmp_path / "r.json", data).run(quiet)
+    assert {c.attack.name for c in cells if c.purifier == "none"} == {"none", "fgsm", "pgd"}
+    assert {c.attack.name for c in cells if c.purifier == "soap-dr"} == {"none", "fgsm", "pgd", "two-view", "bpda"}
+    assert cell(cells, "none", "none").accuracy > 0.2
+    assert all(c.accuracy == pytest.approx(c.outcomes.count("1") / c.n, abs=1e-6) for c in cells)
+
+
+def test_the_oracle_is_never_worse_than_the_choice(defenses, plan, data, tmp_path, quiet):
+    cells = Evaluation(defenses, plan, tmp_path / "r.json", data).run(quiet)
+    for attack in ("none", "fgsm", "pgd"):
+        assert cell(cells, "soap-dr", attack, oracle=True).accuracy >= cell(cells, "soap-dr", attack).accuracy
+
+
+def test_an_interrupted_evaluation_goes_on_where_it_stopped(defenses, plan, data, tmp_path, quiet):
+    file = tmp_path / "r.json"
+    whole = Evaluation(defenses, plan, file, data).run(quiet)
+    found = json.loads(file.read_text())
+    found["cells"] = found["cells"][:3]
+    file.write_text(json.dumps(found))
+    again = Evaluation(defenses, plan, file, data).run(quiet)
+    assert [c.seconds for c in again[:3]] == [c.seconds for c in whole[:3]]
+    assert [c.outcomes for c in again] == [c.outcomes for c in whole]
+
+
+def test_results_of_another_checkpoint_are_not_continued(defenses, plan, data, tmp_path, quiet):
+    file = tmp_path / "r.json"
+    Evaluation(defenses, plan, file, data).run(quiet)
+    found = json.loads(file.read_text())
+    file.write_text(json.dumps({**found, "weights_sha256": "1" * 64}))
+    with pytest.raises(EvaluationError, match="another checkpoint"):
+        Evaluation(defenses, plan, file, data).run(quiet)
+
+
+def test_candidates_are_the_budgets_of_the_grid(defenses):
+    defense = next(d for d in defenses if d.name == "soap-dr")
+    assert [c.purifier.settings.budgets for c in candidates(defense)] == [(b / 10,) for b in range(6)]
+
+
+def test_measurements_stand_in_the_card_beside_the_papers(defenses, plan, data, tmp_path, quiet, trained):
+    cells = Evaluation(defenses, plan, tmp_path / "r.json", data).run(quiet)
+    card = with_measurements(read_card(trained), cells, "r.json")
+    write_card(tmp_path, card)
+    measured = {(m.purifier, m.attack): m for m in read_card(tmp_path).measured}
+    assert measured["none", "pgd"].paper == 0.0058
+    assert measured["soap-dr", "pgd"].paper == 0.6188
+    assert "epsilon 0.3" in measured["soap-dr", "pgd"].detail
+    assert measured["soap-dr", "bpda"].n == 8
+
+
+def test_variants_come_from_a_file(defenses, tmp_path):
+    path = tmp_path / "v.toml"
+    path.write_text(
+        '[one-step]\nkind = "soap-dr"\n[one-step.settings]\nselection = "fixed"\n'
+        "budgets = [0.3]\nstep_size = 0.3\nsteps = 1\n"
+    )
+    (variant,) = variants_of(defenses[0], path)
+    assert variant.info.forward_passes == 2
+    path.write_text('[bad]\nkind = "soap-dr"\n[bad.settings]\nstep = 1\n')
+    with pytest.raises(EvaluationError, match="selection"):
+        variants_of(defenses[0], path)
+
+
+def test_unknown_names_list_the_known_ones(trained, tmp_path, plan, defenses):
+    with pytest.raises(EvaluationError, match="mnist/fcn-soap-dr"):
+        defenses_of(Catalog.open([trained]), "mnist", "vgg")
+    with pytest.raises(EvaluationError, match="soap-mnist"):
+        load_plan("nope")
+
+
+def test_too_few_test_images_are_counted(defenses, data, tmp_path):
+    with pytest.raises(EvaluationError, match="256 test images"):
+        Evaluation(defenses, load_plan("soap-mnist"), tmp_path / "r.json", data)

@@ -1,0 +1,40 @@
+import pytest
+
+from models.classifiers import build_classifier
+from training.recipe import RecipeError, load_recipe, recipe_names
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_shipped_recipe_is_valid_and_names_a_network(name):
+    recipe = load_recipe(name)
+    build_classifier(recipe.architecture, **recipe.arguments)
+    assert recipe.purifiers
+
+
+def test_each_short_recipe_has_its_full_length_twin():
+    short = {name for name in recipe_names() if not name.endswith("-paper")}
+    assert {f"{name}-paper" for name in short} == set(recipe_names()) - short
+
+
+def test_an_unknown_recipe_lists_the_shipped_ones():
+    with pytest.raises(RecipeError, match="soap-lc"):
+        load_recipe("soap-xy")
+
+
+def test_an_unknown_field_is_named(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('epocs = 3\nsummary = "x"\n')
+    with pytest.raises(RecipeError, match="epocs"):
+        load_recipe(str(path))
+
+
+def test_overrides_replace_fields_and_are_validated():
+    assert load_recipe("natural", {"epochs": 3}).epochs == 3
+    with pytest.raises(RecipeError, match="epochs"):
+        load_recipe("natural", {"epochs": 0})
+
+
+def test_purifier_settings_do_not_shape_the_weights():
+    recipe = load_recipe("soap-lc")
+    assert recipe.shaping() == recipe.model_copy(update={"purifiers": {}}).shaping()
+    assert recipe.shaping() != recipe.model_copy(update={"alpha": 2.0}).shaping()

@@ -1,0 +1,284 @@
+"""Accuracy of one checkpoint's purifiers under a plan of attacks: one JSON, from which cards and tables are made.
+
+What is attacked is the `Defense` that the service serves. Static attacks see the bare classifier, as in the paper; the
+adaptive ones see the whole defence. The file is rewritten after every cell, so an interrupted run goes on where it stopped.
+"""
+
+import json
+import os
+import platform
+import time
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor
+
+from models.catalog import Catalog, Defense, build_defense
+from models.checkpoint import Card, CheckpointError, Measurement, PurifierEntry
+from training import attacks, paper
+from training.attacks import AttackSettings
+from training.data import load_data
+from training.progress import Progress
+
+PLANS = Path(__file__).parent / "plans"
+
+
+class EvaluationError(Exception):
+    """An evaluation can't run; the message says why and what to do."""
+
+
+class Plan(BaseModel):
+    """Which attacks, on which test images."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    data: str
+    first: int = Field(default=0, ge=0, description="index of the first test image")
+    n: int = Field(ge=1, description="images for static attacks, from `first` on")
+    adaptive_n: int = Field(ge=1, description="images for adaptive attacks")
+    attacks: tuple[AttackSettings, ...]
+
+
+class Cell(BaseModel):
+    """One accuracy, with the outcome of each image ('1': right) in test set order."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    purifier: str
+    attack: AttackSettings
+    oracle: bool = Field(default=False, description="right under any of the purifier's own candidates; uses the label")
+    n: int
+    accuracy: float
+    paper: float | None
+    flagged: float | None = Field(
+        default=None, description="share of incoming images whose objective is above the 95th percentile of clean ones"
+    )
+    seconds: float
+    outcomes: str
+
+
+def load_plan(name: str, overrides: dict[str, Any] | None = None) -> Plan:
+    """A shipped plan by name, or any TOML file by path.
+
+    Raises:
+        EvaluationError: there is no such plan, or a field is wrong.
+    """
+    path = Path(name) if name.endswith(".toml") else PLANS / f"{name}.toml"
+    try:
+        fields = tomllib.loads(path.read_text(encoding="utf-8"))
+        return Plan.model_validate({"name": path.stem, **fields, **(overrides or {})})
+    except FileNotFoundError as error:
+        known = ", ".join(sorted(plan.stem for plan in PLANS.glob("*.toml")))
+        raise EvaluationError(f"no plan {name!r}; shipped: {known}; or give the path of a .toml file") from error
+    except (tomllib.TOMLDecodeError, ValidationError) as error:
+        raise EvaluationError(f"{path}: {error}") from error
+
+
+def defenses_of(catalog: Catalog, model: str, classifier: str) -> list[Defense]:
+    """Every purifier that a checkpoint's card offers.
+
+    Raises:
+        EvaluationError: there is no such checkpoint; the message lists what there is.
+    """
+    offers = catalog.offers()
+    found = [catalog.load(offer) for offer in offers if (offer.model, offer.classifier) == (model, classifier)]
+    if not found:
+        known = ", ".join(sorted({f"{offer.model}/{offer.classifier}" for offer in offers}))
+        raise EvaluationError(f"no checkpoint {model}/{classifier}; known: {known}")
+    return found
+
+
+def variants_of(defense: Defense, path: Path) -> list[Defense]:
+    """The purifiers of a TOML file (`[NAME]` with `kind` and `settings`) on a checkpoint's network.
+
+    Raises:
+        EvaluationError: the file is missing or wrong.
+    """
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        entries = {name: PurifierEntry.model_validate(table) for name, table in tables.items()}
+        card = defense.card.model_copy(update={"purifiers": entries})
+        return [build_defense(name, card, defense.classifier, defense.device) for name in entries]
+    except (OSError, tomllib.TOMLDecodeError, ValidationError, CheckpointError) as error:
+        raise EvaluationError(f"{path}: {error}") from error
+
+
+class Evaluation:
+    """A plan on some purifiers of one checkpoint."""
+
+    def __init__(self, defenses: Sequence[Defense], plan: Plan, out: Path, data: Path | None) -> None:
+        self.plan, self.out, self.defenses = plan, out, defenses
+        self.card = defenses[0].card
+        test = load_data(plan.data, "test", data)
+        count = max(plan.n, plan.adaptive_n)
+        if len(test) < plan.first + count:
+            raise EvaluationError(
+                f"data set {plan.data!r} has {len(test)} test images; the plan asks for {plan.first} to {plan.first + count}"
+            )
+        device = defenses[0].device
+        self.x = test.floats(plan.first, plan.first + count).contiguous(memory_format=torch.channels_last).to(device)
+        self.y = test.labels[plan.first : plan.first + count].to(device)
+        self.cells: list[Cell] = []
+        self._adversarial: dict[str, Tensor] = {}
+
+    def run(self, progress: Progress | None = None, only: Sequence[str] | None = None) -> list[Cell]:
+        """Fill every cell that the result file doesn't hold yet; `only` restricts the purifiers."""
+        progress = progress or Progress()
+        self._resume()
+        jobs = [
+            (defense, attack)
+            for attack in self.plan.attacks
+            for defense in self.defenses
+            if (only is None or defense.name in only) and _applies(defense, attack)
+        ]
+        with progress.track(jobs, f"{self.card.classifier}: {self.plan.name}") as each:
+            for defense, attack in each:
+                self._fill(defense, attack, progress)
+        return self.cells
+
+    def _fill(self, defense: Defense, attack: AttackSettings, progress: Progress) -> None:
+        adaptive = attack.mode in ("two-view", "bpda")
+        n = self.plan.adaptive_n if adaptive else self.plan.n
+        if any(cell.purifier == defense.name and cell.attack == attack and cell.n == n for cell in self.cells):
+            return
+        started = time.perf_counter()
+        x, y = self.x[:n], self.y[:n]
+        if adaptive:
+            right, incoming = self._adaptive(defense, attack, x, y)
+        else:
+            incoming = self._attacked(defense, attack)
+            right = _right(defense, incoming, y)
+        self._add(defense, attack, right, time.perf_counter() - started, flagged=_flagged(defense, incoming))
+        if not adaptive and defense.info.objective is not None:
+            started = time.perf_counter()
+            any_right = torch.stack([_right(candidate, incoming, y) for candidate in candidates(defense)]).any(0)
+            self._add(defense, attack, any_right, time.perf_counter() - started, oracle=True)
+        progress.note(f"{defense.name} {attack.name}: {right.float().mean():.1%}")
+
+    def _attacked(self, defense: Defense, attack: AttackSettings) -> Tensor:
+        """The incoming images of a static attack: the same for every purifier of the checkpoint, made once."""
+        if attack.name not in self._adversarial:
+            parts = [
+                attacks.static(defense, x, y, attack, self.plan.first + first) if attack.mode == "static" else x
+                for first, x, y in attacks.in_chunks(self.x[: self.plan.n], self.y[: self.plan.n])
+            ]
+            self._adversarial[attack.name] = torch.cat(parts)
+        return self._adversarial[attack.name]
+
+    def _adaptive(self, defense: Defense, attack: AttackSettings, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        one = attacks.two_view if attack.mode == "two-view" else attacks.bpda
+        found = [one(defense, part, labels, attack) for _, part, labels in attacks.in_chunks(x, y)]
+        return torch.cat([each.right for each in found]), torch.cat([each.image for each in found])
+
+    def _add(
+        self,
+        defense: Defense,
+        attack: AttackSettings,
+        right: Tensor,
+        seconds: float,
+        *,
+        oracle: bool = False,
+        flagged: float | None = None,
+    ) -> None:
+        self.cells.append(
+            Cell(
+                purifier=defense.name,
+                attack=attack,
+                oracle=oracle,
+                n=len(right),
+                accuracy=round(float(right.float().mean()), 6),
+                paper=paper.reported(self.card.classifier, defense.name, attack.name, oracle),
+                flagged=flagged,
+                seconds=round(seconds, 1),
+                outcomes="".join("1" if ok else "0" for ok in right.tolist()),
+            )
+        )
+        self._write()
+
+    def _header(self) -> dict[str, Any]:
+        return {
+            "format": 1,
+            "model": self.card.model,
+            "classifier": self.card.classifier,
+            "weights_sha256": self.card.weights_sha256,
+            "plan": self.plan.name,
+            "data": f"{self.plan.data} test images from {self.plan.first} on",
+            "settings": {defense.name: dict(self.card.purifiers[defense.name].settings) for defense in self.defenses},
+            "versions": {"python": platform.python_version(), "torch": torch.__version__},
+            "device": str(self.x.device),
+        }
+
+    def _write(self) -> None:
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.out.with_suffix(".partial")
+        body = {**self._header(), "cells": [cell.model_dump(mode="json") for cell in self.cells]}
+        partial.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+        os.replace(partial, self.out)
+
+    def _resume(self) -> None:
+        if not self.out.exists():
+            return
+        found = json.loads(self.out.read_text(encoding="utf-8"))
+        cells = [Cell.model_validate(cell) for cell in found.pop("cells")]
+        if found != self._header():
+            raise EvaluationError(
+                f"{self.out} holds results of another checkpoint, plan or version; move it away or choose another --out"
+            )
+        self.cells = cells
+
+
+def _applies(defense: Defense, attack: AttackSettings) -> bool:
+    """The adaptive attacks need a purifier to adapt to."""
+    return attack.mode in ("none", "static") or defense.info.objective is not None
+
+
+def _right(defense: Defense, x: Tensor, y: Tensor) -> Tensor:
+    return defense.purify(x).logits.argmax(1) == y
+
+
+def _flagged(defense: Defense, x: Tensor) -> float | None:
+    percentiles = defense.card.calibration.get(defense.info.kind)
+    before = defense.purify(x).objective_before if percentiles else None
+    return None if before is None or not percentiles else round(float((before > percentiles[95]).float().mean()), 4)
+
+
+def candidates(defense: Defense) -> list[Defense]:
+    """The defence with each of its own candidates fixed: every budget of the grid, or every iterate of the trajectory."""
+    entry = defense.card.purifiers[defense.name]
+    settings = {key: value for key, value in entry.settings.items() if key != "skip_percentile"}
+    if settings["selection"] == "best-iterate":
+        choices = [{"steps": step} for step in range(1, settings["steps"] + 1)] + [{"budgets": [0.0]}]
+    else:
+        choices = [{"budgets": [budget]} for budget in settings["budgets"]]
+    return [_with(defense, {**settings, "selection": "fixed", **choice}) for choice in choices]
+
+
+def _with(defense: Defense, settings: dict[str, Any]) -> Defense:
+    entry = defense.card.purifiers[defense.name].model_copy(update={"settings": settings})
+    card = defense.card.model_copy(update={"purifiers": {defense.name: entry}})
+    return build_defense(defense.name, card, defense.classifier, defense.device)
+
+
+def measurements(cells: Sequence[Cell], where: str) -> tuple[Measurement, ...]:
+    """The cells as a card's `measured`; `where` names the result file."""
+    return tuple(
+        Measurement(
+            attack=cell.attack.name,
+            purifier=cell.purifier + (" (oracle)" if cell.oracle else ""),
+            accuracy=cell.accuracy,
+            n=cell.n,
+            paper=cell.paper,
+            detail=f"{cell.attack.mode}; {cell.attack.text()}; seed {cell.attack.seed}; {where}",
+        )
+        for cell in cells
+    )
+
+
+def with_measurements(card: Card, cells: Sequence[Cell], where: str) -> Card:
+    """`card` with its measured results replaced."""
+    return card.model_copy(update={"measured": measurements(cells, where)})

@@ -1,0 +1,1 @@
+"""The evaluation plans that ship with the package, one TOML file each."""

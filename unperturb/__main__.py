@@ -1,0 +1,5 @@
+"""`python -m unperturb` is `unperturb`."""
+
+from unperturb.cli import main
+
+main()

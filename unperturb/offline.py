@@ -1,0 +1,164 @@
+"""`unperturb train`, `evaluate` and `convert`. They need the training package, which a serving image may leave out."""
+
+import json
+import math
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from models.checkpoint import write_card
+from unperturb.options import Data, Device, Json, Model, Threads, Zoo, open_catalog
+
+if TYPE_CHECKING:
+    from training.evaluate import Cell
+
+PerImage = Annotated[int | None, typer.Option(min=1, help="Images; default: the plan's.")]
+
+
+def train(
+    recipe: Annotated[
+        str | None, typer.Argument(help="A shipped recipe's name or a .toml file; none lists them.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the training and its checkpoint. Default: runs/RECIPE.")
+    ] = None,
+    data: Data = None,
+    download: Annotated[bool, typer.Option("--download", help="Fetch the data set where there is a network.")] = False,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the recipe's.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Instead of the recipe's.")] = None,
+    threads: Threads = None,
+    device: Device = "cpu",
+    restart: Annotated[bool, typer.Option("--restart", help="Throw an earlier training in --out away.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train a classifier with its purifiers from a recipe; the same command continues an interrupted training."""
+    from training import train as training
+    from training.recipe import load_recipe
+
+    if recipe is None:
+        return _list_recipes(as_json)
+    changes: dict[str, Any] = {key: value for key, value in (("epochs", epochs), ("seed", seed)) if value is not None}
+    chosen = load_recipe(recipe, changes)
+    folder = out or Path("runs") / chosen.name
+    with training.threads(threads):
+        card = training.train(chosen, out=folder, data=data, download=download, restart=restart, device=device)
+    if as_json:
+        typer.echo(card.model_dump_json(indent=1))
+    else:
+        typer.echo(f"checkpoint in {folder}\nserve it:   unperturb serve --zoo {folder}")
+        typer.echo(f"measure it: unperturb evaluate {card.classifier} --model {card.model} --zoo {folder}")
+
+
+def _list_recipes(as_json: bool) -> None:
+    from training.recipe import load_recipe, recipe_names
+
+    recipes = [load_recipe(name) for name in recipe_names()]
+    if as_json:
+        return typer.echo(json.dumps([recipe.model_dump(mode="json") for recipe in recipes], indent=1))
+    table = Table("recipe", "epochs", "what", title="unperturb train RECIPE")
+    for recipe in recipes:
+        table.add_row(recipe.name, str(recipe.epochs), recipe.summary)
+    Console().print(table)
+
+
+def evaluate(
+    classifier: Annotated[str, typer.Argument(help="A checkpoint's classifier name: see `unperturb models`.")],
+    model: Model = "cifar10",
+    plan: Annotated[
+        str | None, typer.Option(help="A shipped plan's name or a .toml file. Default: soap-MODEL.")
+    ] = None,
+    purifier: Annotated[list[str] | None, typer.Option(help="Only this purifier; may be repeated.")] = None,
+    variants: Annotated[
+        Path | None, typer.Option(help="Purifier settings to compare on this checkpoint, instead of its card's; TOML.")
+    ] = None,
+    first: Annotated[int | None, typer.Option(min=0, help="Index of the first test image.")] = None,
+    n: PerImage = None,
+    adaptive_n: PerImage = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Result file. Default: runs/results/MODEL-CLASSIFIER-PLAN.json.")
+    ] = None,
+    card: Annotated[bool, typer.Option("--card", help="Write the results into the checkpoint's card.")] = False,
+    zoo: Zoo = None,
+    data: Data = None,
+    threads: Threads = None,
+    device: Device = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Measure accuracy under attack; the same command continues an interrupted evaluation."""
+    from training import evaluate as evaluation
+    from training.train import threads as limited
+
+    given = (("first", first), ("n", n), ("adaptive_n", adaptive_n))
+    chosen = evaluation.load_plan(plan or f"soap-{model}", {key: value for key, value in given if value is not None})
+    catalog = open_catalog(zoo, device)
+    defenses = evaluation.defenses_of(catalog, model, classifier)
+    if variants:
+        defenses = evaluation.variants_of(defenses[0], variants)
+    file = out or Path("runs") / "results" / f"{model}-{classifier}-{chosen.name}.json"
+    with limited(threads):
+        cells = evaluation.Evaluation(defenses, chosen, file, data).run(only=purifier)
+    if card:
+        changed = evaluation.with_measurements(defenses[0].card, cells, file.name)
+        write_card(catalog.folder(model, classifier), changed)
+    if as_json:
+        typer.echo(json.dumps([cell.model_dump(mode="json") for cell in cells], indent=1))
+    else:
+        Console().print(_results(cells, f"{model} / {classifier}: {chosen.name}"))
+        typer.echo(f"per image: {file}")
+
+
+def _results(cells: "list[Cell]", title: str) -> Table:
+    table = Table("purifier", "attack", "accuracy, %", "95 % interval", "n", "paper, %", title=title)
+    for cell in cells:
+        low, high = wilson(cell.accuracy, cell.n)
+        table.add_row(
+            cell.purifier + (" (oracle)" if cell.oracle else ""),
+            cell.attack.name,
+            f"{100 * cell.accuracy:.1f}",
+            f"{100 * low:.1f} to {100 * high:.1f}",
+            str(cell.n),
+            "" if cell.paper is None else f"{100 * cell.paper:.1f}",
+        )
+    return table
+
+
+def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's 95 % interval of a binomial share, as shares in [0, 1]."""
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def convert(
+    file: Annotated[Path, typer.Argument(help="A foreign .pth file with a state dict.")],
+    recipe: Annotated[str, typer.Option(help="The recipe whose network, labels and purifiers the checkpoint gets.")],
+    out: Annotated[Path, typer.Option(help="Folder of the new checkpoint.")],
+    data: Data = None,
+    rename: Annotated[
+        Path | None, typer.Option(help='TOML table, foreign key = "our key", for keys that the converter can\'t place.')
+    ] = None,
+    allow_partial: Annotated[
+        bool,
+        typer.Option("--allow-partial", help="Write a checkpoint even if keys are left over or parameters unfilled."),
+    ] = False,
+) -> None:
+    """Turn foreign weights into a checkpoint: weights only, every key that can't be placed is reported."""
+    from models.convert import convert as place
+    from training.data import load_data
+    from training.recipe import load_recipe
+    from training.train import export
+
+    chosen = load_recipe(recipe)
+    names = tomllib.loads(rename.read_text(encoding="utf-8")) if rename else None
+    done = place(file, chosen.architecture, dict(chosen.arguments), names, allow_partial=allow_partial)
+    typer.echo(f"placed {len(done.placed)} tensors")
+    for what in ("folded", "unplaced", "unfilled"):
+        for key in getattr(done, what):
+            typer.echo(f"{what}: {key}")
+    images = load_data(chosen.data, "train", data)
+    export(done.network, chosen, images, out, {"converted_from": file.name})
+    typer.echo(f"checkpoint in {out}")
