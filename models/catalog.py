@@ -5,6 +5,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -21,10 +22,19 @@ CHUNK = 32
 
 
 class UnknownName(LookupError):
-    """No such model, classifier or purifier, or not in this combination; the message lists what there is."""
+    """No such model, classifier or purifier, or not in this combination; the message lists what there is.
+
+    what: which of the names it is, or "combination". known: what could have stood there.
+    """
+
+    def __init__(
+        self, what: Literal["model", "purifier", "classifier", "combination"], message: str, known: Iterable[str]
+    ):
+        self.what, self.known = what, sorted(set(known))
+        super().__init__(f"{message}: {', '.join(self.known)}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Defense:
     """A purifier, the classifier it protects and their card: what a request names and what an evaluation attacks."""
 
@@ -156,21 +166,21 @@ class Catalog:
         """
         offers = self.offers()
         if model not in self.models():
-            raise UnknownName(f"unknown model {model!r}; known: {', '.join(self.models())}")
-        known = sorted({offer.purifier for offer in offers})
+            raise UnknownName("model", f"unknown model {model!r}; known", self.models())
+        known = {offer.purifier for offer in offers}
         if purifier not in known:
-            raise UnknownName(f"unknown purifier {purifier!r}; known: {', '.join(known)}")
+            raise UnknownName("purifier", f"unknown purifier {purifier!r}; known", known)
         of_model = [offer for offer in offers if offer.model == model]
         if classifier is not None:
-            names = sorted({offer.classifier for offer in of_model})
+            names = {offer.classifier for offer in of_model}
             if classifier not in names:
-                raise UnknownName(f"model {model!r} has no classifier {classifier!r}; it has: {', '.join(names)}")
+                raise UnknownName("classifier", f"model {model!r} has no classifier {classifier!r}; it has", names)
             of_model = [offer for offer in of_model if offer.classifier == classifier]
         fitting = [offer for offer in of_model if offer.purifier == purifier]
         if not fitting:
             where = f"model {model!r}" + (f" with classifier {classifier!r}" if classifier else "")
-            offered = ", ".join(sorted({offer.purifier for offer in of_model}))
-            raise UnknownName(f"{where} has no purifier {purifier!r}; it has: {offered}")
+            offered = {offer.purifier for offer in of_model}
+            raise UnknownName("combination", f"{where} has no purifier {purifier!r}; it has", offered)
         return next((offer for offer in fitting if offer.entry.default), fitting[0])
 
     def defense(self, model: str, purifier: str, classifier: str | None = None) -> Defense:

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from models.catalog import Catalog, Defense, build_defense
 from models.checkpoint import Card, CheckpointError, Measurement, PurifierEntry
-from training import attacks, paper
+from training import attacks as attacking
+from training import paper
 from training.attacks import AttackSettings
 from training.data import load_data
 from training.progress import Progress
@@ -126,22 +127,31 @@ class Evaluation:
         self.cells: list[Cell] = []
         self._adversarial: dict[str, Tensor] = {}
 
-    def run(self, progress: Progress | None = None, only: Sequence[str] | None = None) -> list[Cell]:
-        """Fill every cell that the result file doesn't hold yet; `only` restricts the purifiers."""
+    def run(
+        self,
+        progress: Progress | None = None,
+        *,
+        purifiers: Sequence[str] | None = None,
+        attacks: Sequence[str] | None = None,
+        oracle: bool = True,
+    ) -> list[Cell]:
+        """Fill every cell that the result file doesn't hold yet; all cells so far. Names restrict what is filled."""
         progress = progress or Progress()
         self._resume()
         jobs = [
             (defense, attack)
             for attack in self.plan.attacks
             for defense in self.defenses
-            if (only is None or defense.name in only) and _applies(defense, attack)
+            if (not purifiers or defense.name in purifiers)
+            and (not attacks or attack.name in attacks)
+            and _applies(defense, attack)
         ]
         with progress.track(jobs, f"{self.card.classifier}: {self.plan.name}") as each:
             for defense, attack in each:
-                self._fill(defense, attack, progress)
+                self._fill(defense, attack, progress, oracle)
         return self.cells
 
-    def _fill(self, defense: Defense, attack: AttackSettings, progress: Progress) -> None:
+    def _fill(self, defense: Defense, attack: AttackSettings, progress: Progress, oracle: bool) -> None:
         adaptive = attack.mode in ("two-view", "bpda")
         n = self.plan.adaptive_n if adaptive else self.plan.n
         if any(cell.purifier == defense.name and cell.attack == attack and cell.n == n for cell in self.cells):
@@ -154,7 +164,7 @@ class Evaluation:
             incoming = self._attacked(defense, attack)
             right = _right(defense, incoming, y)
         self._add(defense, attack, right, time.perf_counter() - started, flagged=_flagged(defense, incoming))
-        if not adaptive and defense.info.objective is not None:
+        if oracle and not adaptive and defense.info.objective is not None:
             started = time.perf_counter()
             any_right = torch.stack([_right(candidate, incoming, y) for candidate in candidates(defense)]).any(0)
             self._add(defense, attack, any_right, time.perf_counter() - started, oracle=True)
@@ -164,15 +174,15 @@ class Evaluation:
         """The incoming images of a static attack: the same for every purifier of the checkpoint, made once."""
         if attack.name not in self._adversarial:
             parts = [
-                attacks.static(defense, x, y, attack, self.plan.first + first) if attack.mode == "static" else x
-                for first, x, y in attacks.in_chunks(self.x[: self.plan.n], self.y[: self.plan.n])
+                attacking.static(defense, x, y, attack, self.plan.first + first) if attack.mode == "static" else x
+                for first, x, y in attacking.in_chunks(self.x[: self.plan.n], self.y[: self.plan.n])
             ]
             self._adversarial[attack.name] = torch.cat(parts)
         return self._adversarial[attack.name]
 
     def _adaptive(self, defense: Defense, attack: AttackSettings, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        one = attacks.two_view if attack.mode == "two-view" else attacks.bpda
-        found = [one(defense, part, labels, attack) for _, part, labels in attacks.in_chunks(x, y)]
+        one = attacking.two_view if attack.mode == "two-view" else attacking.bpda
+        found = [one(defense, part, labels, attack) for _, part, labels in attacking.in_chunks(x, y)]
         return torch.cat([each.right for each in found]), torch.cat([each.image for each in found])
 
     def _add(

@@ -40,7 +40,6 @@ def serve(
 ) -> None:
     """Run the HTTP service. Every other setting is an environment variable UNPERTURB_..., see docs/settings.md."""
     from service.server import serve as run
-
     from service.settings import Settings
 
     given: dict[str, Any] = {"host": host, "port": port, "zoo": tuple(zoo) if zoo else None, "device": device}

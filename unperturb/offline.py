@@ -72,6 +72,7 @@ def evaluate(
         str | None, typer.Option(help="A shipped plan's name or a .toml file. Default: soap-MODEL.")
     ] = None,
     purifier: Annotated[list[str] | None, typer.Option(help="Only this purifier; may be repeated.")] = None,
+    attack: Annotated[list[str] | None, typer.Option(help="Only this attack of the plan; may be repeated.")] = None,
     variants: Annotated[
         Path | None, typer.Option(help="Purifier settings to compare on this checkpoint, instead of its card's; TOML.")
     ] = None,
@@ -100,7 +101,9 @@ def evaluate(
         defenses = evaluation.variants_of(defenses[0], variants)
     file = out or Path("runs") / "results" / f"{model}-{classifier}-{chosen.name}.json"
     with limited(threads):
-        cells = evaluation.Evaluation(defenses, chosen, file, data).run(only=purifier)
+        cells = evaluation.Evaluation(defenses, chosen, file, data).run(
+            purifiers=purifier, attacks=attack, oracle=not variants
+        )
     if card:
         changed = evaluation.with_measurements(defenses[0].card, cells, file.name)
         write_card(catalog.folder(model, classifier), changed)

@@ -70,8 +70,8 @@ class SoapObjective(Objective, Protocol):
 class LabelConsistency:
     """Eq. (8) as a descent objective; the second view's gradient is weighted, its value is not."""
 
-    def __init__(self, classifier: Classifier, second_view_gradient: float, average_views: bool) -> None:
-        self.classifier, self.weight, self.average = classifier, second_view_gradient, average_views
+    def __init__(self, classifier: Classifier, second_view_gradient: float, second_view_share: float) -> None:
+        self.classifier, self.weight, self.share = classifier, second_view_gradient, second_view_share
         self.views, self.gradient_views = 2, 1 if second_view_gradient == 0 else 2
 
     def __call__(self, x: Tensor) -> Evaluation:
@@ -82,7 +82,7 @@ class LabelConsistency:
         else:
             first, second = self.classifier(torch.cat([x, flip_crop(x)])).chunk(2)
             second = second.detach() + self.weight * (second - second.detach())  # the value stays exact
-        return Evaluation(label_consistency(first, second), (first + second) / 2 if self.average else first)
+        return Evaluation(label_consistency(first, second), self._mixed(first, second))
 
     def view_logits(self, x: Tensor) -> Tensor:
         """Both views' logits. (N, C, H, W) -> (2, N, K)."""
@@ -91,7 +91,10 @@ class LabelConsistency:
 
     def logits(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, K)."""
-        return self.view_logits(x).mean(0) if self.average else self.classifier(x)
+        return self._mixed(*self.view_logits(x)) if self.share else self.classifier(x)
+
+    def _mixed(self, first: Tensor, second: Tensor) -> Tensor:
+        return first + self.share * (second - first)
 
 
 class RotationPrediction:
@@ -150,7 +153,9 @@ class LabelConsistencySettings(DescentSettings):
     second_view_gradient: float = Field(
         default=0.0, ge=-1, le=1, description="1: the exact gradient of Eq. (8); 0: the second view is a fixed target"
     )
-    average_views: bool = Field(default=False, description="classify by the mean of both views' logits (ours)")
+    second_view_share: float = Field(
+        default=0.0, ge=0, le=1, description="how much the second view's logits count in the prediction (ours)"
+    )
 
 
 class Soap:
@@ -218,7 +223,7 @@ def _settings(model: type[S], material: Material) -> S:
 def soap_lc(material: Material) -> Purifier:
     """SOAP with label consistency, Eq. (8)."""
     settings = _settings(LabelConsistencySettings, material)
-    objective = LabelConsistency(material.classifier, settings.second_view_gradient, settings.average_views)
+    objective = LabelConsistency(material.classifier, settings.second_view_gradient, settings.second_view_share)
     summary = "descends the distance between the logits of the image and of its flipped, cropped copy"
     return Soap("soap-lc", summary, objective, settings, material.calibration)
 

@@ -50,7 +50,9 @@ def test_ascent_stays_in_the_image_range():
 
 def test_ascent_shows_every_iterate():
     seen = []
-    ascend(lambda x: x.sum(dim=(1, 2, 3)), images(0.5), PGD, on_step=lambda step, x: seen.append((step, float(x.mean()))))
+    ascend(
+        lambda x: x.sum(dim=(1, 2, 3)), images(0.5), PGD, on_step=lambda step, x: seen.append((step, float(x.mean())))
+    )
     assert [step for step, _ in seen] == list(range(1, 11))
     assert seen[1][1] == pytest.approx(0.56)
 
@@ -121,4 +123,6 @@ def test_two_view_needs_a_purifier_with_views():
 def test_settings_describe_themselves():
     settings = AttackSettings(name="pgd", mode="static", epsilon=8 / 255, step_size=2 / 255, steps=20)
     assert settings.text() == "pgd: 20 steps of 2/255, epsilon 8/255"
-    assert AttackSettings(name="pgd", mode="static", epsilon=0.3, step_size=0.01, steps=40).text().endswith("epsilon 0.3")
+    assert (
+        AttackSettings(name="pgd", mode="static", epsilon=0.3, step_size=0.01, steps=40).text().endswith("epsilon 0.3")
+    )

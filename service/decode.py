@@ -1,0 +1,141 @@
+"""PNG, JPEG or WebP bytes to a float32 image in [0, 1] and back: the only place where 0..255 exists.
+
+The content decides the format. Sizes are checked before anything is decoded: a small file can claim a huge picture.
+
+- The EXIF orientation is applied. Of an animation the first frame counts.
+- What is transparent is laid over white, as a browser shows it.
+- Grey becomes colour by repetition; colour becomes grey by the luma of ITU-R BT.601, exact where red = green = blue.
+- 16-bit grey keeps its depth. 16-bit colour keeps the upper 8 bits only: Pillow reads no more.
+- An image of exactly the card's size is passed through bit for bit; any other is resized to it, whatever its proportions.
+"""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.checkpoint import InputSpec
+from service.errors import BrokenImage, NoBody, NotAnImage, TooManyPixels, UnsupportedFormat
+
+FORMATS = ("PNG", "JPEG", "WEBP")
+
+_OURS = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG", b"RIFF": "WEBP"}
+_OTHERS = {
+    b"GIF8": "GIF",
+    b"BM": "BMP",
+    b"II*\x00": "TIFF",
+    b"MM\x00*": "TIFF",
+    b"\x00\x00\x01\x00": "ICO",
+    b"\xff\x0a": "JPEG XL",
+    b"\x00\x00\x00\x0cJXL": "JPEG XL",
+    b"%PDF": "PDF",
+    b"8BPS": "PSD",
+}
+
+# What Pillow's parsers raise on damaged files, found by mutating real ones (tests/service/test_decode.py).
+_DAMAGE = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, OverflowError, struct.error, zlib.error)
+
+
+def decode(data: bytes, spec: InputSpec, max_pixels: int) -> Tensor:
+    """Image file to (C, H, W) float32 in [0, 1], as `spec` wants it.
+
+    Raises:
+        NoBody, NotAnImage, UnsupportedFormat, TooManyPixels, BrokenImage.
+    """
+    picture = _open(data, max_pixels)
+    try:
+        upright = _upright(picture)
+        image = _to_channels(_to_float(upright), spec.channels)
+    except _DAMAGE as error:
+        raise BrokenImage(_sniff(data, _OURS) or "an image", len(data)) from error
+    return fit(image, spec)
+
+
+def fit(image: Tensor, spec: InputSpec) -> Tensor:
+    """The card's resize rule, "bilinear-antialias". (C, h, w) -> (C, H, W); the same tensor if the size is right."""
+    size = (spec.height, spec.width)
+    if tuple(image.shape[-2:]) == size:
+        return image.contiguous()
+    resized = F.interpolate(image[None], size=size, mode="bilinear", antialias=True, align_corners=False)
+    return resized[0].clamp(0, 1)
+
+
+def encode_png(image: Tensor) -> bytes:
+    """(C, H, W) in [0, 1] to an 8-bit PNG; values are rounded to the nearest of 256, at most 0.5 / 255 away."""
+    levels = image.mul(255).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
+    file = io.BytesIO()
+    Image.fromarray(levels[..., 0] if levels.shape[-1] == 1 else levels).save(file, format="PNG")
+    return file.getvalue()
+
+
+def _open(data: bytes, max_pixels: int) -> Image.Image:
+    """Read the header only."""
+    if not data:
+        raise NoBody
+    try:
+        picture = Image.open(io.BytesIO(data), formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise TooManyPixels(None, max_pixels) from error
+    except UnidentifiedImageError as error:
+        raise _unidentified(data) from error
+    except _DAMAGE as error:
+        raise BrokenImage(_sniff(data, _OURS) or "an image", len(data)) from error
+    if picture.width * picture.height > max_pixels:
+        raise TooManyPixels(picture.size, max_pixels)
+    return picture
+
+
+def _unidentified(data: bytes) -> BrokenImage | UnsupportedFormat | NotAnImage:
+    if data[4:8] == b"ftyp":
+        return UnsupportedFormat("AVIF or HEIC" if data[8:12] in (b"avif", b"heic", b"mif1") else "a video", FORMATS)
+    if other := _sniff(data, _OTHERS):
+        return UnsupportedFormat(other, FORMATS)
+    if ours := _sniff(data, _OURS):
+        return BrokenImage(ours, len(data))
+    return NotAnImage(len(data), FORMATS)
+
+
+def _sniff(data: bytes, signatures: dict[bytes, str]) -> str | None:
+    return next((name for signature, name in signatures.items() if data.startswith(signature)), None)
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    """Decode, then apply the EXIF orientation; unreadable EXIF data are no reason to refuse a readable picture."""
+    picture.load()
+    try:
+        return ImageOps.exif_transpose(picture)
+    except _DAMAGE:
+        return picture
+
+
+def _to_float(picture: Image.Image) -> Tensor:
+    """Any mode to (1 or 3, h, w) float32 in [0, 1], transparency laid over white."""
+    if picture.mode.startswith("I"):  # 16-bit grey
+        return torch.from_numpy(np.asarray(picture).astype(np.float32))[None].div_(65535).clamp_(0, 1)
+    if picture.has_transparency_data:
+        pixels = _pixels(picture.convert("RGBA"))
+        colour, alpha = pixels[:3], pixels[3:]
+        return colour * alpha + (1 - alpha)  # exactly `colour` where alpha is 1
+    return _pixels(picture.convert("L" if picture.mode in ("1", "L") else "RGB"))
+
+
+def _pixels(picture: Image.Image) -> Tensor:
+    """8-bit channels to (C, h, w)."""
+    levels = torch.from_numpy(np.array(picture))
+    pixels: Tensor = levels.reshape(picture.height, picture.width, -1).permute(2, 0, 1).float() / 255
+    return pixels
+
+
+def _to_channels(image: Tensor, channels: int) -> Tensor:
+    if len(image) == channels:
+        return image
+    if channels == 3:
+        return image.expand(3, -1, -1)
+    red, green, blue = image.unbind()
+    # BT.601 luma, 0.299 R + 0.587 G + 0.114 B, in a form that has no rounding error where all three are the same.
+    return (red + 0.587 * (green - red) + 0.114 * (blue - red)).clamp(0, 1)[None]

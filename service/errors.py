@@ -1,0 +1,327 @@
+"""Everything that can go wrong with a request, and its one shape on the wire: RFC 9457 `application/problem+json`.
+
+Problem
+|-- BadBody                400
+|   |-- NoBody                  no-body               nothing came
+|   |-- MalformedMultipart      malformed-multipart   the form can't be read, or has no part `image`
+|   |-- NotAnImage              not-an-image          no image format begins like this
+|   `-- BrokenImage             broken-image          the right format, but damaged or cut off
+|-- UploadTooSlow          408  upload-too-slow
+|-- TooLarge               413
+|   |-- TooManyBytes            too-many-bytes        the body
+|   |-- TooManyPixels           too-many-pixels       what the image's header claims
+|   `-- TooManyImages           too-many-images       the parts of a form
+|-- Unsupported            415
+|   |-- UnsupportedMediaType    unsupported-media-type  the declared Content-Type can't hold an image
+|   `-- UnsupportedFormat       unsupported-format      an image, but of a format that isn't read here
+|-- BadParameter           422  bad-parameter
+|   `-- UnknownName             what is known stands in `known`
+|       |-- UnknownModel        unknown-model
+|       |-- UnknownPurifier     unknown-purifier
+|       |-- UnknownClassifier   unknown-classifier
+|       `-- NotOffered          purifier-not-offered  it exists, but this model hasn't got it
+|-- ClientGone             499  client-gone           never sent, only logged
+|-- Internal               500  internal-error        details are in the log, under the request's id
+|-- Unavailable            503  with Retry-After
+|   |-- QueueFull               queue-full
+|   `-- NotReady                not-ready
+|-- DeadlineExceeded       504  deadline-exceeded
+`-- HttpProblem            404, 405 and whatever else the framework says
+
+A message says what came, what was expected and what to do. It never repeats bytes of the body.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any, ClassVar
+
+
+class Problem(Exception):
+    """Base of all: an HTTP status, a stable code, a title that is the same every time and a detail that is not.
+
+    Args:
+        detail: what happened this time.
+        members: extension members of the problem object (RFC 9457, Sec. 3.2), for programs.
+    """
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal-error"
+    title: ClassVar[str] = "Internal error"
+
+    def __init__(self, detail: str, **members: Any) -> None:
+        super().__init__(detail)
+        self.detail, self.members = detail, members
+
+    def headers(self) -> dict[str, str]:
+        """Header fields that go with it."""
+        return {}
+
+    def render(self, instance: str, request_id: str) -> dict[str, Any]:
+        """The problem object."""
+        return {
+            "type": f"urn:problem-type:unperturb:{self.code}",
+            "title": self.title,
+            "status": self.status,
+            "detail": self.detail,
+            "instance": instance,
+            "code": self.code,
+            "request_id": request_id,
+            **self.members,
+        }
+
+
+class BadBody(Problem):
+    """The body is no usable image."""
+
+    status = 400
+    code = "bad-body"
+    title = "The body is not usable"
+
+
+class NoBody(BadBody):
+    """Nothing came."""
+
+    code = "no-body"
+    title = "No image"
+
+    def __init__(self) -> None:
+        super().__init__("got 0 bytes; send an image as the body, or as the multipart field `image`")
+
+
+class MalformedMultipart(BadBody):
+    """The form can't be read, or lacks the image."""
+
+    code = "malformed-multipart"
+    title = "Malformed multipart form"
+
+
+class NotAnImage(BadBody):
+    """No format begins like this."""
+
+    code = "not-an-image"
+    title = "Not an image"
+
+    def __init__(self, size: int, formats: Sequence[str]) -> None:
+        super().__init__(f"{size} bytes that are not an image; expected {', '.join(formats)}", formats=list(formats))
+
+
+class BrokenImage(BadBody):
+    """Begins like an image, then goes wrong."""
+
+    code = "broken-image"
+    title = "Broken image"
+
+    def __init__(self, format: str, size: int) -> None:
+        super().__init__(f"{size} bytes that begin as {format} but are damaged or cut off; send the file again")
+
+
+class UploadTooSlow(Problem):
+    """The deadline passed while the body was still coming."""
+
+    status = 408
+    code = "upload-too-slow"
+    title = "Upload too slow"
+
+    def __init__(self, timeout_ms: float) -> None:
+        super().__init__(f"the body was not complete after {timeout_ms:.0f} ms; send a smaller image")
+
+
+class TooLarge(Problem):
+    """Some size is above its limit."""
+
+    status = 413
+    code = "too-large"
+    title = "Too large"
+
+
+class TooManyBytes(TooLarge):
+    """The body."""
+
+    code = "too-many-bytes"
+    title = "Too many bytes"
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(
+            f"the body is larger than {limit} bytes; send a smaller or better compressed image", limit=limit
+        )
+
+
+class TooManyPixels(TooLarge):
+    """What the image's header claims; nothing was decoded."""
+
+    code = "too-many-pixels"
+    title = "Too many pixels"
+
+    def __init__(self, size: tuple[int, int] | None, limit: int) -> None:
+        came = f"{size[0]}x{size[1]} pixels" if size else "far too many pixels"
+        super().__init__(
+            f"the image claims {came}; at most {limit} pixels are decoded: scale it down first", limit=limit
+        )
+
+
+class TooManyImages(TooLarge):
+    """The parts of a form."""
+
+    code = "too-many-images"
+    title = "Too many images"
+
+    def __init__(self, limit: int) -> None:
+        fix = "send several to /classify/batch" if limit == 1 else "send the rest in another request"
+        super().__init__(f"more than {limit} part(s) `image`; {fix}", limit=limit)
+
+
+class Unsupported(Problem):
+    """We don't read this kind of thing."""
+
+    status = 415
+    code = "unsupported"
+    title = "Unsupported"
+
+
+class UnsupportedMediaType(Unsupported):
+    """The declared Content-Type can't hold an image."""
+
+    code = "unsupported-media-type"
+    title = "Unsupported media type"
+
+    def __init__(self, came: str, expected: Sequence[str]) -> None:
+        super().__init__(f"Content-Type {came[:80]!r}; expected one of {', '.join(expected)}", expected=list(expected))
+
+
+class UnsupportedFormat(Unsupported):
+    """An image, but of another format."""
+
+    code = "unsupported-format"
+    title = "Unsupported image format"
+
+    def __init__(self, came: str, formats: Sequence[str]) -> None:
+        super().__init__(f"the image is {came}; convert it to one of {', '.join(formats)}", formats=list(formats))
+
+
+class BadParameter(Problem):
+    """A query parameter has a wrong value, or doesn't exist."""
+
+    status = 422
+    code = "bad-parameter"
+    title = "Bad parameter"
+
+    @classmethod
+    def from_errors(cls, errors: Sequence[Mapping[str, Any]]) -> "BadParameter":
+        """From pydantic's list of errors; the values that came are left out."""
+        found = [{"parameter": ".".join(map(str, error["loc"][1:])), "message": error["msg"]} for error in errors]
+        return cls("; ".join(f"{each['parameter']}: {each['message']}" for each in found), errors=found)
+
+
+class UnknownName(BadParameter):
+    """A name that isn't served; `known` lists those that are."""
+
+    def __init__(self, detail: str, known: Sequence[str]) -> None:
+        super().__init__(detail, known=list(known))
+
+
+class UnknownModel(UnknownName):
+    """No such model."""
+
+    code = "unknown-model"
+    title = "Unknown model"
+
+
+class UnknownPurifier(UnknownName):
+    """No model has such a purifier."""
+
+    code = "unknown-purifier"
+    title = "Unknown purifier"
+
+
+class UnknownClassifier(UnknownName):
+    """The model has no such classifier."""
+
+    code = "unknown-classifier"
+    title = "Unknown classifier"
+
+
+class NotOffered(UnknownName):
+    """The purifier exists, but not for this model or classifier."""
+
+    code = "purifier-not-offered"
+    title = "Purifier not offered by this model"
+
+
+class ClientGone(Problem):
+    """The client left before its answer; 499 is what proxies log for this."""
+
+    status = 499
+    code = "client-gone"
+    title = "The client closed the connection"
+
+    def __init__(self) -> None:
+        super().__init__("the client closed the connection before the answer was ready")
+
+
+class Internal(Problem):
+    """Our fault. The cause is logged, not sent."""
+
+    def __init__(self) -> None:
+        super().__init__("something failed here; the log has the details under this request_id")
+
+
+class Unavailable(Problem):
+    """Not now; `retry_after_s` says when."""
+
+    status = 503
+    code = "unavailable"
+    title = "Not available now"
+
+    def __init__(self, detail: str, retry_after_s: float) -> None:
+        self.retry_after_s = max(1, math.ceil(retry_after_s))
+        super().__init__(f"{detail}; try again in {self.retry_after_s} s", retry_after_s=self.retry_after_s)
+
+    def headers(self) -> dict[str, str]:
+        """Retry-After, in whole seconds (RFC 9110, Sec. 10.2.3)."""
+        return {"Retry-After": str(self.retry_after_s)}
+
+
+class QueueFull(Unavailable):
+    """As many images wait as may."""
+
+    code = "queue-full"
+    title = "The queue is full"
+
+
+class NotReady(Unavailable):
+    """Starting, stopping, or broken."""
+
+    code = "not-ready"
+    title = "Not ready"
+
+
+class DeadlineExceeded(Problem):
+    """No answer in time."""
+
+    status = 504
+    code = "deadline-exceeded"
+    title = "Deadline exceeded"
+
+    def __init__(self, timeout_ms: float) -> None:
+        super().__init__(
+            f"no answer within {timeout_ms:.0f} ms; try again, or choose a cheaper purifier (GET /purifiers)"
+        )
+
+
+class HttpProblem(Problem):
+    """What the framework says: no such path, no such method."""
+
+    def __init__(self, status: int, detail: str, headers: Mapping[str, str] | None = None) -> None:
+        phrase = HTTPStatus(status).phrase
+        super().__init__(detail)
+        self._status, self._phrase, self._headers = status, phrase, dict(headers or {})
+
+    def headers(self) -> dict[str, str]:
+        """What the framework wants sent, such as Allow."""
+        return self._headers
+
+    def render(self, instance: str, request_id: str) -> dict[str, Any]:
+        """See `Problem`; the type is about:blank, which means no more than the status does (RFC 9457, Sec. 4.2.1)."""
+        named = {"type": "about:blank", "title": self._phrase, "status": self._status}
+        return {**super().render(instance, request_id), **named, "code": self._phrase.lower().replace(" ", "-")}

@@ -1,0 +1,213 @@
+"""What comes and goes as JSON; the texts of the fields are the OpenAPI page."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from models.catalog import Offer
+from models.checkpoint import InputSpec, Measurement
+from models.purifiers import PurifierInfo
+from service.engine import SEED_LIMIT, Served
+
+
+class PurifyQuery(BaseModel):
+    """Which defense, and its randomness. A parameter that doesn't exist is an error, so that typing errors show."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    purifier: str | None = Field(default=None, max_length=64, description="See GET /purifiers; the service's default.")
+    model: str | None = Field(default=None, max_length=64, description="See GET /models; the service's default.")
+    classifier: str | None = Field(
+        default=None, max_length=64, description="One network of the model; the one that is best with this purifier."
+    )
+    seed: int | None = Field(
+        default=None,
+        ge=0,
+        lt=SEED_LIMIT,
+        description="Same image, same seed, same answer. Drawn, and told in the reply, where it is not given.",
+    )
+
+
+class ClassifyQuery(PurifyQuery):
+    """The same, and how many classes to tell."""
+
+    top_k: int = Field(default=5, ge=1, le=1000, description="How many classes to tell, the most probable first.")
+
+
+class PredictionReply(BaseModel):
+    """A class that the image may show."""
+
+    label: str
+    index: int = Field(description="Position among the model's labels.")
+    probability: float = Field(description="Softmax, after purification. Not calibrated.")
+
+
+class PurificationReply(BaseModel):
+    """What was done to the image."""
+
+    epsilon: float = Field(description="The budget that was chosen for this image, in [0, 1] units; 0: left alone.")
+    linf: float = Field(description="The largest change of a value, in [0, 1] units.")
+    l2: float = Field(description="The Euclidean length of the change, in [0, 1] units.")
+    objective_before: float | None = Field(description="The purifier's own loss on the image as it came.")
+    objective_after: float | None = Field(description="The same on the purified image.")
+    suspicion: float | None = Field(
+        description="Where objective_before falls among clean training images, as a percentile from 0 to 100. High values "
+        "point to an attacker who does not know the purifier; one who does can keep it low, so a low value proves nothing."
+    )
+    forward_passes: int = Field(description="Network evaluations that this image needed.")
+    backward_passes: int = Field(description="Gradients that this image needed.")
+
+
+class TimingsReply(BaseModel):
+    """Where the time went. There is no time for classification: the logits come out of the purifier's own passes."""
+
+    decode_ms: float = Field(description="Bytes to an image of the model's size.")
+    queue_ms: float = Field(description="Waiting for the device.")
+    purify_ms: float = Field(description="Purification and classification of the whole batch that the image was in.")
+    batch_size: int = Field(description="Images in that batch, strangers' included; they don't change the answer.")
+
+
+class ClassifyReply(BaseModel):
+    """The answer for one image."""
+
+    request_id: str = Field(description="The X-Request-ID that came, or a new one.")
+    model: str
+    classifier: str
+    purifier: str
+    predictions: list[PredictionReply]
+    purification: PurificationReply
+    seed: int
+    weights_sha256: str = Field(description="Of the checkpoint that answered.")
+    timings: TimingsReply
+
+    @classmethod
+    def of(cls, served: Served, request_id: str) -> "ClassifyReply":
+        """Shape an answer."""
+        answer = served.answer
+        names = PurificationReply.model_fields
+        return cls(
+            request_id=request_id,
+            model=served.offer.model,
+            classifier=served.offer.classifier,
+            purifier=served.offer.purifier,
+            predictions=[PredictionReply(**vars(each)) for each in answer.predictions],
+            purification=PurificationReply(**{name: getattr(answer, name) for name in names}),
+            seed=served.seed,
+            weights_sha256=served.offer.card.weights_sha256,
+            timings=TimingsReply(
+                decode_ms=round(served.decode_ms, 3),
+                queue_ms=round(served.queue_ms, 3),
+                purify_ms=round(answer.purify_ms, 3),
+                batch_size=served.batch_size,
+            ),
+        )
+
+
+class ProblemReply(BaseModel):
+    """RFC 9457. Members beyond these depend on the code: `known`, `errors`, `limit`, `formats`, `retry_after_s`."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str = Field(description="Stands for the code.")
+    title: str = Field(description="The kind of problem, always in the same words.")
+    status: int
+    detail: str = Field(description="What came, what was expected, what to do.")
+    instance: str = Field(description="Where it happened.")
+    code: str = Field(description="Stable, for programs.")
+    request_id: str = Field(description="Look for this in the log.")
+
+
+class BatchItem(BaseModel):
+    """Either a result or a problem."""
+
+    result: ClassifyReply | None = None
+    problem: ProblemReply | None = None
+
+
+class BatchReply(BaseModel):
+    """One item for each part `image`, in the order in which they came."""
+
+    request_id: str
+    items: list[BatchItem]
+
+
+class Cost(BaseModel):
+    """Network evaluations for one image in the worst case, views included."""
+
+    forward_passes: int
+    backward_passes: int
+
+
+class PurifierReply(BaseModel):
+    """A purifier as one classifier offers it."""
+
+    purifier: str = Field(description="As in ?purifier=.")
+    model: str
+    classifier: str
+    default: bool = Field(description="Whether this classifier is taken where a request names none.")
+    kind: str = Field(description="The code behind it; several purifiers may be one kind with different settings.")
+    summary: str
+    paper: str
+    note: str
+    settings: dict[str, Any]
+    eps_pfy: float | None = Field(description="Bound of the change, largest value, in [0, 1] units; none where null.")
+    cost: Cost
+    measured: list[Measurement] = Field(description="Accuracies with this purifier, each with its attack and n.")
+
+    @classmethod
+    def of(cls, offer: Offer, info: PurifierInfo, default: bool) -> "PurifierReply":
+        """Shape an offer."""
+        return cls(
+            purifier=offer.purifier,
+            model=offer.model,
+            classifier=offer.classifier,
+            default=default,
+            kind=info.kind,
+            summary=info.summary,
+            paper=info.paper,
+            note=offer.entry.note,
+            settings=offer.entry.settings,
+            eps_pfy=info.eps_pfy,
+            cost=Cost(forward_passes=info.forward_passes, backward_passes=info.backward_passes),
+            measured=[each for each in offer.card.measured if each.purifier == offer.purifier],
+        )
+
+
+class PurifiersReply(BaseModel):
+    """Everything that can be asked for."""
+
+    default_purifier: str
+    purifiers: list[PurifierReply]
+
+
+class ClassifierReply(BaseModel):
+    """A network."""
+
+    classifier: str = Field(description="As in ?classifier=.")
+    architecture: str
+    purifiers: list[str]
+    default_for: list[str] = Field(description="The purifiers for which this one is taken where a request names none.")
+    labels: list[str]
+    input: InputSpec
+    measured: list[Measurement]
+    weights_sha256: str
+
+
+class ModelReply(BaseModel):
+    """A task, with the networks that know it."""
+
+    model: str = Field(description="As in ?model=.")
+    classifiers: list[ClassifierReply]
+
+
+class ModelsReply(BaseModel):
+    """Everything that is loaded."""
+
+    default_model: str
+    models: list[ModelReply]
+
+
+class StatusReply(BaseModel):
+    """All is well."""
+
+    status: str = "ok"

@@ -1,0 +1,56 @@
+"""Run the service under uvicorn."""
+
+import logging
+import math
+import socket
+
+import uvicorn
+from fastapi import FastAPI
+
+from models.catalog import Catalog
+from service import logs
+from service.app import create_app
+from service.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+def serve(settings: Settings) -> None:
+    """Serve until SIGINT or SIGTERM, then finish what is under way.
+
+    Raises:
+        CheckpointError: a zoo folder is unusable; better no service than one that is never ready.
+        SystemExit: the address is taken.
+    """
+    logs.configure(settings.log_level)
+    log.info("settings %s", settings.model_dump_json())
+    catalog = Catalog.open(settings.zoo, settings.torch_device())
+    build_server(settings, create_app(settings, catalog)).run()
+
+
+def build_server(settings: Settings, app: FastAPI) -> uvicorn.Server:
+    """A server that says in one line where it listens."""
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        ws="none",
+        server_header=False,
+        # No request outlives its deadline, so nothing needs longer than this.
+        timeout_graceful_shutdown=math.ceil(settings.timeout_ms / 1000) + 1,
+    )
+    return _Server(config)
+
+
+class _Server(uvicorn.Server):
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for address in self.addresses():
+            log.info("listening on %s", address)
+
+    def addresses(self) -> list[str]:
+        """Where it listens, with the port that was really taken."""
+        names = [each.getsockname() for server in getattr(self, "servers", []) for each in server.sockets]
+        return [f"http://[{name[0]}]:{name[1]}" if ":" in name[0] else f"http://{name[0]}:{name[1]}" for name in names]

@@ -1,0 +1,95 @@
+"""Every setting of the service, in one place. An instance is passed in; nobody reads a global."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import torch
+from PIL import Image
+from pydantic import Field, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from models.catalog import ZOO
+
+# Pillow warns above this size and refuses above twice of it; our own limit has to be the one that speaks.
+PILLOW_LIMIT = Image.MAX_IMAGE_PIXELS or 89_478_485
+
+
+class Settings(BaseSettings):
+    """Read from arguments, else from the environment (`UNPERTURB_PORT=9000`), else the defaults below.
+
+    Raises:
+        pydantic.ValidationError: a value is out of its bounds; the message names the field and the bound.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="UNPERTURB_", frozen=True, extra="forbid")
+
+    host: str = Field(default="127.0.0.1", min_length=1, description="Address to listen on; 0.0.0.0 for all.")
+    port: int = Field(default=8000, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="The least severe message that is logged."
+    )
+
+    zoo: Annotated[tuple[Path, ...], NoDecode] = Field(
+        default=(ZOO,),
+        min_length=1,
+        description="Folders of checkpoints to serve; in the environment separated like PATH.",
+    )
+    device: str = Field(
+        default="auto",
+        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+        description="Where the networks run: cpu, cuda or cuda:1; auto takes cuda where there is one.",
+    )
+    threads: int | None = Field(
+        default=None, ge=1, le=1024, description="CPU threads of one network evaluation; unset leaves PyTorch's choice."
+    )
+    default_model: str = Field(default="cifar10", description="The model of a request that names none.")
+    default_purifier: str = Field(default="soap-lc", description="The purifier of a request that names none.")
+
+    max_batch_size: int = Field(default=32, ge=1, le=4096, description="The most images that are purified together.")
+    max_wait_ms: float = Field(
+        default=0.0,
+        ge=0,
+        le=10_000,
+        description="How long an idle worker waits for company, from an image's arrival; 0 never waits.",
+    )
+    queue_limit_images: int = Field(
+        default=256, ge=1, le=1_000_000, description="Images that may wait; more are refused with 503."
+    )
+    timeout_ms: float = Field(
+        default=30_000.0, gt=0, le=3_600_000, description="From a request's arrival to its answer, upload included."
+    )
+
+    max_body_bytes: int = Field(
+        default=16 * 2**20, ge=1, le=2**31, description="The largest request body, all parts together."
+    )
+    max_pixels: int = Field(
+        default=2**24, ge=1, le=PILLOW_LIMIT, description="The most pixels an image may claim; checked before decoding."
+    )
+    max_batch_images: int = Field(default=32, ge=1, le=4096, description="The most images in one /classify/batch.")
+    decode_threads: int = Field(
+        default=4,
+        ge=1,
+        le=256,
+        description="Images decoded at the same time; each may need 16 bytes a pixel meanwhile.",
+    )
+
+    @field_validator("zoo", mode="before")
+    @classmethod
+    def _split_folders(cls, value: object) -> object:
+        return tuple(folder for folder in value.split(os.pathsep) if folder) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _a_batch_fits_the_queue(self) -> Self:
+        if self.max_batch_images > self.queue_limit_images:
+            raise ValueError(
+                f"max_batch_images ({self.max_batch_images}) is above queue_limit_images ({self.queue_limit_images}): "
+                "such a batch could never be served"
+            )
+        return self
+
+    def torch_device(self) -> torch.device:
+        """`device` with "auto" decided."""
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device(self.device)

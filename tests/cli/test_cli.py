@@ -1,0 +1,140 @@
+"""The command line as a user meets it, on the shipped checkpoints and samples."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from unperturb import __version__, cli
+
+ROOT = Path(__file__).parents[2]
+SAMPLES = ROOT / "samples"
+DATA = ROOT / "tests" / "data"
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+
+
+def failing(monkeypatch, capsys, *arguments):
+    monkeypatch.setattr(sys, "argv", ["unperturb", *map(str, arguments)])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    return caught.value.code, capsys.readouterr().err
+
+
+def test_no_command_shows_the_help():
+    assert "serve" in run().output
+    assert "classify" in run("--help").output
+
+
+def test_the_version_is_the_packages():
+    assert run("--version").output.strip() == f"unperturb {__version__}"
+
+
+def test_every_command_explains_itself():
+    for command in ("serve", "train", "evaluate", "classify", "purify", "models", "convert"):
+        assert run(command, "--help").exit_code == 0
+
+
+def test_models_lists_every_offer_with_its_cost():
+    rows = json.loads(run("models", "--json").output)
+    lc = next(row for row in rows if row["purifier"] == "soap-lc")
+    assert lc["default"]
+    assert lc["forward_passes"] > lc["backward_passes"] > 0
+    assert "soap-lc" in run("models").output
+
+
+def test_classify_names_the_class_of_a_clean_sample():
+    file = next(SAMPLES.glob("cifar10-clean-*.png"))
+    (found,) = json.loads(run("classify", file, "--json").output)
+    assert found["predictions"][0]["label"] == file.stem.split("-")[2]
+
+
+def test_a_broken_file_does_not_stop_the_others(tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n nothing")
+    file = next(SAMPLES.glob("cifar10-clean-*.png"))
+    result = run("classify", tmp_path / "broken.png", tmp_path / "gone.png", file, "--json")
+    broken, gone, good = json.loads(result.output)
+    assert result.exit_code == 1
+    assert "PNG" in broken["error"]
+    assert "gone.png" in gone["error"]
+    assert good["predictions"]
+
+
+def test_purify_writes_a_png_of_the_input_size(tmp_path):
+    from PIL import Image
+
+    file = next(SAMPLES.glob("cifar10-helps-*.png"))
+    result = run("purify", file, "--out", tmp_path / "p.png")
+    assert result.exit_code == 0
+    assert Image.open(tmp_path / "p.png").size == (32, 32)
+    assert (tmp_path / "p.png").read_bytes() != file.read_bytes()
+
+
+def test_train_without_a_recipe_lists_them():
+    assert "soap-lc" in run("train").output
+    assert {recipe["name"] for recipe in json.loads(run("train", "--json").output)} >= {"soap-dr-fcn", "natural"}
+
+
+def test_train_then_evaluate_then_classify(tmp_path):
+    out = tmp_path / "fcn"
+    recipe = tmp_path / "small.toml"
+    shipped = (ROOT / "training" / "recipes" / "soap-dr-fcn.toml").read_text()
+    recipe.write_text("calibration_images = 128\n" + shipped)
+    trained = run("train", recipe, "--out", out, "--data", DATA, "--epochs", 1, "--threads", 1)
+    assert trained.exit_code == 0, trained.output
+    evaluated = run(
+        *("evaluate", "fcn-soap-dr", "--model", "mnist", "--zoo", out, "--data", DATA, "--n", 16, "--threads", 1),
+        *("--attack", "none", "--out", tmp_path / "r.json", "--card", "--json"),
+    )
+    assert {cell["n"] for cell in json.loads(evaluated.stdout)} == {16}
+    assert json.loads((out / "card.json").read_text())["measured"]
+    image = next(SAMPLES.glob("mnist-clean-*.png"))
+    found = run("classify", image, "--model", "mnist", "--purifier", "soap-dr", "--zoo", out, "--json")
+    assert json.loads(found.output)[0]["epsilon"] >= 0
+
+
+def test_convert_places_foreign_weights(tmp_path):
+    import torch
+
+    from models.classifiers import build_classifier
+
+    torch.save({"state_dict": build_classifier("fcn", aux="decoder").state_dict()}, tmp_path / "theirs.pth")
+    recipe = tmp_path / "small.toml"
+    shipped = (ROOT / "training" / "recipes" / "soap-dr-fcn.toml").read_text()
+    recipe.write_text("calibration_images = 128\n" + shipped)
+    result = run("convert", tmp_path / "theirs.pth", "--recipe", recipe, "--out", tmp_path / "ours", "--data", DATA)
+    assert result.exit_code == 0, result.output
+    assert "placed" in result.output
+    assert (tmp_path / "ours" / "weights.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("classify", "x.png", "--purifier", "soap"), "known: "),
+        (("classify", "x.png", "--model", "imagenet"), "known: cifar10, mnist"),
+        (("models", "--zoo", "nowhere"), "no checkpoint here"),
+        (("train", "soap-xy"), "shipped: "),
+        (("train", "natural", "--data", "nowhere"), "UNPERTURB_DATA"),
+        (("evaluate", "vgg"), "known: cifar10/"),
+    ],
+)
+def test_what_the_user_can_mend_is_one_clear_line(arguments, message, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    code, error = failing(monkeypatch, capsys, *arguments)
+    assert code == 2
+    assert error.startswith("unperturb: ")
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_serving_does_not_import_the_training_package():
+    code = (
+        "import sys, unperturb.cli, service.server; sys.exit(any(m.split('.')[0] == 'training' for m in sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -1,0 +1,180 @@
+"""Every purifier that the promises of DESIGN section 3 are checked on: each registered kind on a small seeded network, in
+every selection mode, and everything that the shipped zoo offers."""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, get_args
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from models.catalog import ZOO, Catalog, Defense, Offer, build_defense
+from models.checkpoint import CARD, Card, InputSpec, PurifierEntry
+from models.classifiers import Classifier, build_classifier, frozen
+from models.purifiers import Purified, kinds
+from models.purifiers.descent import Selection
+
+N = 6  # images in a batch
+NAME = "under-test"
+
+RESNET = ("resnet18-thin", {}, (3, 16, 16))  # architecture, arguments, image shape
+ROTATION = ("wide-resnet", {"depth": 10, "widen": 1, "aux": "rotation"}, (3, 16, 16))
+FCN = ("fcn", {"aux": "decoder"}, (1, 28, 28))
+CNN = ("cnn", {"aux": "decoder"}, (1, 28, 28))
+Network = tuple[str, dict[str, Any], tuple[int, int, int]]
+
+GRID = {"budgets": [step * 4 / 255 for step in range(11)], "step_size": 4 / 255, "steps": 5}  # SOAP, Sec. 4
+ODD = {"budgets": [0.03, 0.05], "step_size": 0.02, "steps": 3}  # no zero, no multiples of the step
+
+
+def _descents(network: Network, **more: Any) -> dict[str, tuple[Network, dict[str, Any]]]:
+    """The paper's grid in every selection mode, with a skip rule, and a grid without zero."""
+    settings = {mode: {"selection": mode, **GRID, **more} for mode in get_args(Selection)}
+    settings["skip"] = {"selection": "best-iterate", **GRID, **more, "skip_percentile": 50}
+    settings["odd"] = {"selection": "min-aux", **ODD, **more}
+    return {name: (network, found) for name, found in settings.items()}
+
+
+# Kind -> label -> network and settings. A new kind needs its line here; test_every_kind_is_represented says so.
+REPRESENTATIVE: dict[str, dict[str, tuple[Network, dict[str, Any]]]] = {
+    "none": {"plain": (FCN, {})},
+    "soap-lc": {
+        **_descents(RESNET),
+        "exact-gradient": (RESNET, {"selection": "min-aux", **GRID, "second_view_gradient": 1}),
+        "strong-averaged": (
+            RESNET,
+            {"selection": "best-iterate", **GRID, "second_view_gradient": -0.1, "second_view_share": 0.5},
+        ),
+    },
+    "soap-rp": _descents(ROTATION),
+    "soap-dr": {
+        **_descents(CNN),
+        "fcn": (FCN, {"selection": "min-aux", "budgets": [0, 0.1, 0.2, 0.3], "step_size": 0.1, "steps": 5}),
+    },
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A purifier under contract: a representative of a kind, or an offer of the zoo."""
+
+    kind: str
+    label: str
+    offer: Offer | None = None
+
+    def __str__(self) -> str:
+        return f"{self.kind}-{self.label}"
+
+    def defense(self) -> Defense:
+        return _catalog().load(self.offer) if self.offer else _seeded_defense(self.kind, self.label)
+
+
+def _shipped() -> list[Case]:
+    if not any(ZOO.glob(f"*/{CARD}")):
+        return []
+    return [
+        Case(offer.entry.kind, f"{offer.model}/{offer.classifier}/{offer.purifier}", offer)
+        for offer in _catalog().offers()
+    ]
+
+
+@cache
+def _catalog() -> Catalog:
+    return Catalog.open()
+
+
+CASES = [Case(kind, label) for kind, labels in REPRESENTATIVE.items() for label in labels] + _shipped()
+
+
+@cache
+def _seeded_classifier(architecture: str, arguments: tuple[tuple[str, Any], ...]) -> Classifier:
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        network = build_classifier(architecture, **dict(arguments))
+        for layer in network.modules():
+            if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+                nn.init.kaiming_normal_(layer.weight)  # livelier than the default: six toy images get several labels
+            if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+                nn.init.normal_(layer.running_mean, std=0.3)
+                nn.init.uniform_(layer.running_var, 0.5, 1.5)
+                nn.init.normal_(layer.bias, std=0.3)
+    return frozen(network)
+
+
+@cache
+def _seeded_defense(kind: str, label: str) -> Defense:
+    network, settings = REPRESENTATIVE[kind][label]
+    classifier = _seeded_classifier(network[0], tuple(network[1].items()))
+    card = _card(network, PurifierEntry(kind=kind, settings={**settings, "skip_percentile": None}))
+    if "skip_percentile" not in settings:
+        return build_defense(NAME, _card(network, PurifierEntry(kind=kind, settings=settings)), classifier)
+    # Calibrated on the toy images themselves, so that half of them are skipped.
+    losses = build_defense(NAME, card, classifier).purify(toy_images(card)).objective_before
+    percentiles = tuple(sorted(losses.quantile(torch.linspace(0, 1, 101)).tolist()))
+    return build_defense(
+        NAME, _card(network, PurifierEntry(kind=kind, settings=settings), {kind: percentiles}), classifier
+    )
+
+
+def _card(network: Network, entry: PurifierEntry, calibration: dict[str, tuple[float, ...]] | None = None) -> Card:
+    architecture, arguments, (channels, height, width) = network
+    return Card(
+        model="toy",
+        classifier="toy",
+        architecture=architecture,
+        arguments=arguments,
+        labels=tuple("0123456789"),
+        input=InputSpec(channels=channels, height=height, width=width),
+        purifiers={NAME: entry},
+        calibration=calibration or {},
+        training={},
+        weights_sha256="0" * 64,
+    )
+
+
+def toy_images(card: Card, seed: int = 1, n: int = N) -> Tensor:
+    """Smooth seeded patterns with some noise; some pixels are exactly 0 or 1. -> (n, C, H, W) in [0, 1]."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (card.input.height, card.input.width)
+    coarse = torch.rand(n, card.input.channels, 4, 4, generator=generator)
+    smooth = nn.functional.interpolate(coarse, size=shape, mode="bilinear")
+    return (1.6 * smooth - 0.3 + 0.1 * torch.randn(smooth.shape, generator=generator)).clamp(0, 1)
+
+
+@pytest.fixture(scope="session", params=CASES, ids=str)
+def defense(request: pytest.FixtureRequest) -> Defense:
+    found: Defense = request.param.defense()
+    return found
+
+
+@pytest.fixture(scope="session")
+def images(defense: Defense) -> Tensor:
+    return toy_images(defense.card)
+
+
+@pytest.fixture(scope="session")
+def strangers(defense: Defense) -> Tensor:
+    return toy_images(defense.card, seed=2)
+
+
+@pytest.fixture(scope="session")
+def answer(defense: Defense, images: Tensor) -> Purified:
+    """What the purifier says about `images`, computed once."""
+    return defense.purify(images, seeds=range(N))
+
+
+@pytest.fixture(scope="session")
+def without_budget(defense: Defense) -> Defense | None:
+    """The same purifier with a budget of zero; None where it declares no budget."""
+    entry = defense.card.purifiers[defense.name]
+    if defense.info.eps_pfy is None:
+        return None
+    settings = {**entry.settings, "budgets": [0.0]} if "budgets" in entry.settings else entry.settings
+    purifiers = {defense.name: entry.model_copy(update={"settings": settings})}
+    return build_defense(defense.name, defense.card.model_copy(update={"purifiers": purifiers}), defense.classifier)
+
+
+@pytest.fixture
+def missing_kinds() -> set[str]:
+    return set(kinds()) - set(REPRESENTATIVE)

@@ -1,0 +1,135 @@
+"""The networks of SOAP Table 7, and their frozen form."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from models.classifiers import Classifier, build_classifier, frozen
+from models.classifiers.base import _fold_batch_norm
+
+EVERY = [
+    ("fcn", {"aux": "decoder"}, (1, 28, 28)),
+    ("cnn", {"aux": "decoder"}, (1, 28, 28)),
+    ("resnet18-thin", {"aux": "rotation"}, (3, 32, 32)),
+    ("wide-resnet", {"depth": 10, "widen": 2, "aux": "rotation"}, (3, 32, 32)),
+]
+every_architecture = pytest.mark.parametrize(("name", "arguments", "shape"), EVERY, ids=[name for name, *_ in EVERY])
+
+
+def images(shape: tuple[int, ...]) -> Tensor:
+    return torch.rand(2, *shape, generator=torch.Generator().manual_seed(4))
+
+
+def parameters(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def test_thin_resnet_has_the_papers_size() -> None:
+    assert parameters(build_classifier("resnet18-thin")) == 175_258
+
+
+def test_fcn_size_by_hand() -> None:
+    # 784 * 256 + 256, 256 * 128 + 128, 128 * 10 + 10; the decoder mirrors it.
+    assert parameters(build_classifier("fcn")) == 200_960 + 32_896 + 1_290
+    assert parameters(build_classifier("fcn", aux="decoder")) == 235_146 + 33_024 + 201_488
+
+
+def test_cnn_size_by_hand() -> None:
+    # 9 * 32 + 32, 9 * 32 * 64 + 64, BN 128; 3136 * 128 + 128, BN 256, 128 * 10 + 10.
+    assert parameters(build_classifier("cnn")) == 320 + 18_496 + 128 + 401_536 + 256 + 1_290
+
+
+def test_wide_resnet_28_10_size_by_hand() -> None:
+    widths, channels, expected = (160, 320, 640), 16, 9 * 3 * 16 + 2 * 16
+    for width in widths:
+        for block in range(4):
+            before = channels if block == 0 else width
+            expected += 9 * before * width + 9 * width * width + 4 * width
+            expected += before * width + 2 * width if block == 0 else 0
+        channels = width
+    with torch.device("meta"):
+        network = build_classifier("wide-resnet")
+    assert parameters(network) == expected + 640 * 10 + 10 == 36_481_434
+
+
+@every_architecture
+def test_output_shapes(network, name: str, arguments: dict, shape: tuple[int, ...]) -> None:
+    classifier = network(name, num_classes=7, **arguments)
+    x = images(shape)
+    assert classifier(x).shape == (2, 7)
+    auxiliary = classifier.aux_head(classifier.features(x))
+    assert auxiliary.shape == ((2, 4) if arguments["aux"] == "rotation" else x.shape)
+
+
+def test_the_mean_and_deviation_are_inside() -> None:
+    classifier = Classifier(nn.Flatten(), nn.Identity(), mean=(0.5, 0.25), std=(0.5, 0.25))
+    x = torch.tensor([1.0, 1.0]).view(1, 2, 1, 1)
+    assert classifier(x).tolist() == [[1.0, 3.0]]
+    assert not classifier.state_dict()
+
+
+@every_architecture
+def test_frozen_copy_answers_as_the_network(network, name: str, arguments: dict, shape: tuple[int, ...]) -> None:
+    original = network(name, **arguments)
+    copy, x = frozen(original), images(shape)
+    with torch.no_grad():
+        assert torch.allclose(copy(x), original(x), atol=1e-5)
+        assert torch.allclose(copy.aux_head(copy.features(x)), original.aux_head(original.features(x)), atol=1e-5)
+
+
+@every_architecture
+def test_frozen_copy_gives_the_same_input_gradient(network, name: str, arguments: dict, shape: tuple[int, ...]) -> None:
+    original = network(name, **arguments)
+    x = images(shape).requires_grad_()
+    one = torch.autograd.grad(original(x).square().sum(), x)[0]
+    other = torch.autograd.grad(frozen(original)(x).square().sum(), x)[0]
+    assert torch.allclose(one, other, atol=1e-5 * one.abs().max().item())
+
+
+def test_freezing_leaves_the_original_alone(network) -> None:
+    original = network("resnet18-thin").train()
+    before = {name: value.clone() for name, value in original.state_dict().items()}
+    copy = frozen(original)
+    assert original.training
+    assert all(parameter.requires_grad for parameter in original.parameters())
+    assert original.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in original.state_dict().items())
+    assert not copy.training
+    assert not any(parameter.requires_grad for parameter in copy.parameters())
+
+
+def test_every_norm_behind_a_convolution_is_folded(network) -> None:
+    def norms(module: nn.Module) -> int:
+        return sum(isinstance(layer, nn.BatchNorm2d) for layer in module.modules())
+
+    assert norms(frozen(network("resnet18-thin"))) == 0
+    assert norms(frozen(network("wide-resnet", depth=10, widen=1))) == 3  # those behind a shortcut's sum
+    assert norms(frozen(network("cnn"))) == 1  # behind a ReLU
+
+
+def test_folding_skips_dropout_between_convolution_and_norm() -> None:
+    layers = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Dropout(0.9), nn.BatchNorm2d(2), nn.ReLU()).eval()
+    nn.init.constant_(layers[2].running_mean, 0.3)
+    x = torch.rand(1, 1, 3, 3)
+    expected = layers(x)
+    _fold_batch_norm(layers)
+    assert [type(layer).__name__ for layer in layers] == ["Conv2d", "ReLU"]
+    assert torch.allclose(layers(x), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["fcn", "cnn"])
+def test_mnist_networks_have_a_decoder_or_none(name: str) -> None:
+    assert build_classifier(name).aux_head is None
+    with pytest.raises(ValueError, match="auxiliary head 'rotation': the MNIST networks have 'decoder' or none"):
+        build_classifier(name, aux="rotation")
+
+
+def test_cifar_networks_have_a_rotation_head_or_none() -> None:
+    assert build_classifier("resnet18-thin").aux_head is None
+    with pytest.raises(ValueError, match="auxiliary head 'decoder': the CIFAR networks have 'rotation' or none"):
+        build_classifier("resnet18-thin", aux="decoder")
+
+
+def test_wide_resnet_depths_are_6n_plus_4() -> None:
+    with pytest.raises(ValueError, match=r"wide-resnet depth is 6n \+ 4 .*; got 18"):
+        build_classifier("wide-resnet", depth=18)

@@ -1,0 +1,185 @@
+"""Alg. 2 and the choice of the budget, on objectives whose gradient is known."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from models.classifiers import frozen
+from models.purifiers.descent import DescentSettings, Evaluation, descend, passes
+from models.purifiers.reference import purify_min_aux, purify_to_budget
+from models.purifiers.soap import LabelConsistency
+
+GRID = tuple(step * 4 / 255 for step in range(11))  # SOAP: 11 budgets, 5 steps of 4/255
+
+
+class Toy:
+    """A per-image objective made of a function; the logits are the image's first two pixels."""
+
+    views = gradient_views = 1
+
+    def __init__(self, loss: Callable[[Tensor], Tensor]) -> None:
+        self.loss = loss
+
+    def __call__(self, x: Tensor) -> Evaluation:
+        return Evaluation(self.loss(x), x.flatten(1)[:, :2])
+
+
+def distance_to(target: float) -> Toy:
+    return Toy(lambda x: (x - target).square().flatten(1).sum(1))
+
+
+def ripples(x: Tensor) -> Tensor:
+    """Several minima, and a gradient whose sign differs from pixel to pixel."""
+    weights = torch.linspace(-3, 3, x[0].numel())
+    pixels = x.flatten(1)
+    return (20 * pixels).cos().mul(weights).sum(1) + (pixels * weights).sum(1).square()
+
+
+def images(n: int = 6) -> Tensor:
+    return torch.rand(n, 1, 4, 4, generator=torch.Generator().manual_seed(5))
+
+
+def settings(selection: str = "min-aux", **changed: object) -> DescentSettings:
+    fields = {"selection": selection, "budgets": GRID, "step_size": 4 / 255, "steps": 5} | changed
+    return DescentSettings.model_validate(fields)
+
+
+def pixel(value: float) -> Tensor:
+    return torch.tensor([value]).view(1, 1, 1, 1)
+
+
+def test_two_steps_by_hand() -> None:
+    # Gradient 2 (x - 0.5) < 0 at 0.2 and 0.3: two steps up of 0.1.
+    purified = descend(distance_to(0.5), pixel(0.2), settings("fixed", budgets=(0.3,), step_size=0.1, steps=2))
+    assert purified.image.item() == pytest.approx(0.4)
+    assert purified.objective_before.item() == pytest.approx(0.09)
+    assert purified.objective_after.item() == pytest.approx(0.01)
+
+
+def test_the_budget_stops_the_third_step() -> None:
+    purified = descend(distance_to(0.9), pixel(0.2), settings("fixed", budgets=(0.25,), step_size=0.1, steps=5))
+    assert purified.image.item() == pytest.approx(0.45)
+    assert purified.epsilon.item() == pytest.approx(0.25)
+
+
+def test_the_image_range_stops_a_step() -> None:
+    down = descend(distance_to(-1), pixel(0.05), settings("fixed", budgets=(0.3,), step_size=0.1, steps=2))
+    up = descend(distance_to(2), pixel(0.95), settings("fixed", budgets=(0.3,), step_size=0.1, steps=2))
+    assert down.image.item() == 0
+    assert up.image.item() == 1
+
+
+def test_a_fixed_budget_keeps_the_last_iterate_even_if_worse() -> None:
+    # 0.48 -> 0.58 -> 0.48 -> 0.58: the step is too long for the valley at 0.5.
+    purified = descend(distance_to(0.5), pixel(0.48), settings("fixed", budgets=(0.3,), step_size=0.1, steps=3))
+    assert purified.image.item() == pytest.approx(0.58)
+    assert purified.objective_after > purified.objective_before
+
+
+@pytest.mark.parametrize("selection", ["fixed", "best-iterate"])
+def test_one_path_uses_the_largest_budget(selection: str) -> None:
+    grid = settings(selection, budgets=(0.0, 0.1, 0.3), step_size=0.1, steps=5)
+    assert descend(distance_to(0.9), pixel(0.2), grid).image.item() == pytest.approx(0.5)
+
+
+def test_best_iterate_takes_the_earliest_best() -> None:
+    # 0.36 -> 0.46 -> 0.56 -> 0.46: the first step is best, and the third only equals it.
+    purified = descend(distance_to(0.5), pixel(0.36), settings("best-iterate", budgets=(0.3,), step_size=0.1, steps=3))
+    assert purified.image.item() == pytest.approx(0.46)
+    assert purified.epsilon.item() == pytest.approx(0.1)
+
+
+def test_best_iterate_is_never_worse_than_the_start() -> None:
+    purified = descend(Toy(ripples), images(32), settings("best-iterate", step_size=0.2, budgets=(0.3,)))
+    assert (purified.objective_after <= purified.objective_before).all()
+
+
+def test_min_aux_picks_the_smallest_budget_of_the_least_loss() -> None:
+    # Both budgets of 0.2 and 0.3 end at 0.5 exactly: 0.3 + 0.2 and one step of 0.2.
+    grid = settings(budgets=(0.0, 0.125, 0.25, 0.5), step_size=0.25, steps=1)
+    purified = descend(distance_to(0.5), pixel(0.25), grid)
+    assert purified.image.item() == 0.5
+    assert purified.epsilon.item() == 0.25
+
+
+def test_min_aux_leaves_an_image_at_its_minimum_alone() -> None:
+    purified = descend(distance_to(0.5), pixel(0.5), settings(budgets=(0.0, 0.1), step_size=0.1, steps=1))
+    assert purified.image.item() == 0.5
+    assert purified.epsilon.item() == 0
+
+
+def test_min_aux_without_zero_in_its_grid_does_not_offer_the_start() -> None:
+    purified = descend(distance_to(0.5), pixel(0.45), settings(budgets=(0.1, 0.2), step_size=0.2, steps=1))
+    assert purified.image.item() == pytest.approx(0.55)
+    assert purified.epsilon.item() == pytest.approx(0.1)
+
+
+def test_each_image_chooses_its_own_budget() -> None:
+    x = torch.tensor([0.5, 0.4, 0.2]).view(3, 1, 1, 1)
+    purified = descend(distance_to(0.5), x, settings(budgets=(0.0, 0.1, 0.2, 0.3), step_size=0.1, steps=3))
+    assert purified.epsilon.tolist() == pytest.approx([0.0, 0.1, 0.3])
+    assert torch.allclose(purified.image, torch.full_like(x, 0.5), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "budgets", [GRID, (0.0, 0.01, 0.03, 0.07), (0.005,), (0.02, 4 / 255 * 3)], ids=["paper", "odd", "tiny", "mixed"]
+)
+def test_shared_prefixes_give_the_published_loops_answers(budgets: tuple[float, ...]) -> None:
+    x = images(16)
+    image, epsilon, loss = purify_min_aux(ripples, x, budgets, 4 / 255, 5)
+    found = descend(Toy(ripples), x, settings(budgets=budgets))
+    assert torch.equal(found.image, image)
+    assert torch.allclose(found.epsilon, epsilon)
+    assert torch.allclose(found.objective_after, loss, rtol=1e-5)
+
+
+def test_one_budget_is_the_published_loop_bit_for_bit() -> None:
+    x = images(16)
+    found = descend(Toy(ripples), x, settings("fixed", budgets=(0.03,), step_size=0.01))
+    assert torch.equal(found.image, purify_to_budget(ripples, x, 0.03, 0.01, 5))
+
+
+def test_a_network_gives_the_published_loops_answers(network) -> None:
+    plain = network("wide-resnet", depth=10, widen=1).double()
+    objective = LabelConsistency(plain, 1.0, second_view_share=0.0)
+    x = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    image, epsilon, _ = purify_min_aux(lambda x: objective(x).loss, x, GRID, 4 / 255, 5)
+    found = descend(LabelConsistency(frozen(plain), 1.0, second_view_share=0.0), x, settings())
+    assert torch.allclose(found.image, image, atol=1e-9)
+    assert torch.allclose(found.epsilon, epsilon)
+
+
+def test_skipped_images_are_untouched() -> None:
+    x = torch.tensor([0.45, 0.2]).view(2, 1, 1, 1)  # losses 0.0025 and 0.09
+    purified = descend(distance_to(0.5), x, settings("fixed", budgets=(0.1,), step_size=0.1, steps=1), skip_below=0.05)
+    assert torch.equal(purified.image[0], x[0])
+    assert purified.image[1].item() == pytest.approx(0.3)
+    assert purified.epsilon.tolist() == pytest.approx([0.0, 0.1])
+    assert (purified.forward_passes.tolist(), purified.backward_passes.tolist()) == ([1, 2], [0, 1])
+
+
+def test_the_skip_bound_itself_is_skipped() -> None:
+    loss = distance_to(0.5)(pixel(0.25)).loss.item()
+    for selection in ("fixed", "min-aux", "best-iterate"):
+        found = descend(distance_to(0.5), pixel(0.25), settings(selection, budgets=(0.1,)), skip_below=loss)
+        assert found.image.item() == 0.25
+        assert found.objective_after.item() == loss
+
+
+def test_the_papers_grid_costs_11_gradients_and_6_ends() -> None:
+    # Distinct iterates before steps 1 to 5: 1, 1, 2, 3, 4; after the last: 4, 8, 12, 16 and all from 20/255 on.
+    assert passes(distance_to(0), settings()) == (11 + 5, 11)
+
+
+def test_one_path_costs_a_gradient_a_step() -> None:
+    assert passes(distance_to(0), settings("best-iterate")) == (6, 5)
+    assert passes(distance_to(0), settings("fixed", budgets=(0.0,))) == (1, 0)
+
+
+@pytest.mark.parametrize("budgets", [(), (0.2, 0.1), (0.1, 0.1), (-0.1,), (1.5,), (float("nan"),)], ids=str)
+def test_odd_budgets_are_refused(budgets: tuple[float, ...]) -> None:
+    with pytest.raises(ValidationError, match=r"budgets must be in \[0, 1\] and strictly ascending"):
+        settings(budgets=budgets)

@@ -1,0 +1,97 @@
+import threading
+import time
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from models.catalog import Catalog
+from service.settings import Settings
+
+
+def test_opens_the_zoo_of_the_settings(run: Any, zoo: Any, png: Any) -> None:
+    with run(Settings(zoo=(zoo,)), None) as api:
+        api.wait_ready()
+        assert api.post("/classify", content=png()).status_code == 200
+
+
+def test_not_ready_until_the_default_is_warm(run: Any, hooked: Any) -> None:
+    go = threading.Event()
+
+    def wait(x: Tensor) -> None:
+        assert go.wait(5)
+
+    with run(Settings(), hooked(wait)) as api:
+        while "not loaded" in api.get("/readyz").text:
+            pass
+        cold = api.get("/readyz")
+        assert (cold.status_code, "warming cifar10/soap-lc" in cold.json()["detail"]) == (503, True)
+        go.set()
+        api.wait_ready()
+
+
+def test_default_that_is_not_served_is_never_ready_and_says_why(run: Any, catalog: Catalog, png: Any) -> None:
+    with run(Settings(default_purifier="nrp"), catalog) as api:
+        time.sleep(0.05)
+        assert "unknown purifier 'nrp'; known: none" in api.get("/readyz").json()["detail"]
+        assert api.post("/classify?purifier=none", content=png()).status_code == 200
+
+
+def test_raising_warm_up_is_red_not_silent(run: Any, hooked: Any) -> None:
+    def fail(x: Tensor) -> None:
+        raise RuntimeError("out of memory")
+
+    with run(Settings(), hooked(fail)) as api:
+        time.sleep(0.1)
+        assert "loading failed: RuntimeError" in api.get("/readyz").json()["detail"]
+
+
+def test_dead_worker_turns_ready_red_and_answers_every_caller(run: Any, hooked: Any, png: Any) -> None:
+    def die(x: Tensor) -> None:
+        if x[0, 0, 0, 0] == 1:
+            raise SystemExit
+
+    with run(Settings(), hooked(die)) as api:
+        api.wait_ready()
+        assert api.post("/classify", content=png(255)).json()["code"] == "not-ready"
+        give_up = time.monotonic() + 5
+        while api.get("/readyz").status_code == 200:
+            assert time.monotonic() < give_up
+        assert "worker" in api.get("/readyz").json()["detail"]
+        refused = api.post("/classify", content=png())
+        assert (refused.status_code, refused.json()["code"]) == (503, "not-ready")
+        assert api.get("/livez").status_code == 200
+
+
+def test_start_and_stop_leave_no_thread_behind(run: Any, catalog: Catalog) -> None:
+    with run(Settings(), catalog) as api:
+        api.wait_ready()
+        assert "device" in {thread.name for thread in threading.enumerate()}
+    assert "device" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_event_loop_stays_free_while_the_device_works(run: Any, hooked: Any, png: Any) -> None:
+    entered, released = threading.Event(), threading.Event()
+
+    def work(x: Tensor) -> None:
+        if x[0, 0, 0, 0] == 1:
+            entered.set()
+            assert released.wait(5)
+
+    with run(Settings(), hooked(work)) as api:
+        api.wait_ready()
+        slow = api.portal.start_task_soon(lambda: api._client.post("/classify", content=png(255)))
+        assert entered.wait(5)
+        assert api.get("/livez").status_code == 200
+        assert api.get("/models").status_code == 200
+        released.set()
+        assert slow.result(5).status_code == 200
+
+
+def test_threads_are_set_only_where_asked_for(run: Any, catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr("torch.set_num_threads", asked.append)
+    for threads in (None, 3):
+        with run(Settings(threads=threads), catalog):
+            pass
+    assert asked == [3]

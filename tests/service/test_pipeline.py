@@ -1,0 +1,87 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.catalog import Catalog
+from models.purifiers import Purified
+from service.pipeline import Answer, Lane, NotFinite, Work, predictions, run_batch
+
+
+def images(n: int) -> Tensor:
+    return torch.rand(n, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def lane_of(catalog: Catalog, purifier: str) -> Lane:
+    return Lane.of(catalog.defense("cifar10", purifier), images(1)[0])
+
+
+def test_image_with_numbers_that_are_not_finite_is_an_error_and_its_neighbours_are_answered(catalog: Catalog) -> None:
+    lane = lane_of(catalog, "none")
+
+    class Overflowing:
+        info = lane.defense.info
+
+        def purify(self, x: Tensor, seeds: object = None) -> Purified:
+            purified = lane.defense.purifier.purify(x)
+            purified.logits[1, 3] = float("nan")
+            return purified
+
+    broken = replace(lane, defense=replace(lane.defense, purifier=Overflowing()))
+    kinds = [type(each) for each in run_batch(broken, [Work(image, 0) for image in images(3)])]
+    assert kinds == [Answer, NotFinite, Answer]
+
+
+@pytest.mark.parametrize("purifier", ["none", "soap-lc", "soap-rp"])
+def test_answers_are_what_the_defense_says(catalog: Catalog, purifier: str) -> None:
+    x = images(3)
+    lane = lane_of(catalog, purifier)
+    expected = lane.defense.purify(x)
+    for i, answer in enumerate(run_batch(lane, [Work(image, 0, top_k=10, want_image=True) for image in x])):
+        assert isinstance(answer, Answer)
+        assert answer.predictions[0].index == int(expected.logits[i].argmax())
+        assert torch.equal(answer.image, expected.image[i])
+        assert answer.epsilon == float(expected.epsilon[i])
+        assert answer.linf == pytest.approx(float((expected.image[i] - x[i]).abs().max()))
+        assert answer.l2 == pytest.approx(float((expected.image[i] - x[i]).norm()), rel=1e-5)
+
+
+def test_suspicion_is_the_percentile_of_the_incoming_objective(catalog: Catalog) -> None:
+    lane = lane_of(catalog, "soap-lc")
+    answer = run_batch(lane, [Work(images(1)[0], 0)])[0]
+    assert isinstance(answer, Answer)
+    assert answer.objective_before is not None
+    assert answer.suspicion == lane.defense.suspicion(answer.objective_before)
+
+
+def test_no_purifier_has_no_objective_and_changes_nothing(catalog: Catalog) -> None:
+    answer = run_batch(lane_of(catalog, "none"), [Work(images(1)[0], 0)])[0]
+    assert isinstance(answer, Answer)
+    assert (answer.objective_before, answer.suspicion, answer.linf, answer.l2) == (None, None, 0.0, 0.0)
+    assert answer.image is None
+
+
+def test_batch_is_not_modified(catalog: Catalog) -> None:
+    image = images(1)[0]
+    before = image.clone()
+    run_batch(lane_of(catalog, "soap-lc"), [Work(image, 0)])
+    assert torch.equal(image, before)
+
+
+def test_predictions_are_the_best_first() -> None:
+    found = predictions(torch.tensor([0.0, 2.0, 1.0]), ["a", "b", "c"], top_k=2)
+    assert [(each.label, each.index) for each in found] == [("b", 1), ("c", 2)]
+    assert found[0].probability == pytest.approx(0.6652, abs=1e-4)
+
+
+def test_no_more_predictions_than_classes() -> None:
+    assert len(predictions(torch.zeros(3), ["a", "b", "c"], top_k=100)) == 3
+
+
+def test_lanes_of_the_same_names_and_shape_are_the_same(catalog: Catalog) -> None:
+    lane = lane_of(catalog, "none")
+    assert {lane: 1}[lane_of(catalog, "none")] == 1
+    assert lane != lane_of(catalog, "soap-lc")
+    assert lane != replace(lane, shape=(3, 16, 16))
+    assert str(lane) == "cifar10/toy/none/3x32x32"

@@ -1,0 +1,115 @@
+"""Markdown tables from the committed results: `python -m training.tables` rewrites those in README.md and docs/soap.md.
+
+A table stands between `<!-- table:NAME -->` and `<!-- end -->`. No accuracy there is typed by hand, and a test compares
+the pages with the results.
+"""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from models.catalog import Catalog
+from training.evaluate import Cell
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "docs" / "results"
+PAGES = (ROOT / "README.md", ROOT / "docs" / "soap.md")
+COLUMNS = ("none", "fgsm", "pgd", "two-view", "bpda")
+
+
+def main() -> None:
+    """Rewrite every page."""
+    for page in PAGES:
+        page.write_text(rendered(page.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def rendered(text: str) -> str:
+    """`text` with each marked table made anew."""
+
+    def replace(match: re.Match[str]) -> str:
+        return f"{match['open']}\n{TABLES[match['name']]()}\n<!-- end -->"
+
+    return re.sub(r"(?P<open><!-- table:(?P<name>[\w-]+) -->)\n.*?<!-- end -->", replace, text, flags=re.S)
+
+
+def _cells(file: str) -> list[Cell]:
+    found: dict[str, Any] = json.loads((RESULTS / file).read_text(encoding="utf-8"))
+    return [Cell.model_validate(cell) for cell in found["cells"]]
+
+
+def soap(data: str, classifiers: Sequence[str]) -> str:
+    """Tables 1 and 2 of SOAP with the adaptive attacks beside them; the paper's figure in brackets."""
+    rows = ["| classifier | purifier | no attack | FGSM | PGD | two-view | BPDA |", "|---|---|---|---|---|---|---|"]
+    for classifier in classifiers:
+        cells = _cells(f"{data}-{classifier}-soap-{data}.json")
+        for purifier in dict.fromkeys(cell.purifier for cell in cells):
+            for oracle in (False, True):
+                mine = {c.attack.name: c for c in cells if c.purifier == purifier and c.oracle is oracle}
+                if mine:
+                    name = f"`{purifier}`" + (", oracle" if oracle else "")
+                    shown = [_beside(mine[attack]) if attack in mine else "" for attack in COLUMNS]
+                    rows.append(f"| {classifier} | {name} | {' | '.join(shown)} |")
+    return "\n".join(rows)
+
+
+def _beside(cell: Cell) -> str:
+    paper = "" if cell.paper is None else f" ({100 * cell.paper:.1f})"
+    return f"{100 * cell.accuracy:.1f}{paper}"
+
+
+def purifiers() -> str:
+    """What the shipped zoo offers, and what it costs."""
+    catalog = Catalog.open()
+    rows = ["| purifier | model | classifier | what it does | largest change | passes |", "|---|---|---|---|---|---|"]
+    for offer in catalog.offers():
+        info = catalog.load(offer).info
+        star = " \\*" if catalog.resolve(offer.model, offer.purifier) == offer else ""
+        change = (
+            "" if not info.eps_pfy else f"{255 * info.eps_pfy:.0f}/255" if info.eps_pfy < 0.2 else f"{info.eps_pfy:g}"
+        )
+        passes = f"{info.forward_passes} + {info.backward_passes}"
+        what = offer.entry.note or info.summary
+        rows.append(f"| `{offer.purifier}`{star} | {offer.model} | {offer.classifier} | {what} | {change} | {passes} |")
+    return "\n".join(rows)
+
+
+def detector(data: str, classifiers: Sequence[str]) -> str:
+    """Share of images whose incoming objective is above the 95th percentile of clean training images."""
+    rows = ["| classifier | purifier | no attack | FGSM | PGD | two-view | BPDA |", "|---|---|---|---|---|---|---|"]
+    for classifier in classifiers:
+        cells = _cells(f"{data}-{classifier}-soap-{data}.json")
+        for purifier in dict.fromkeys(cell.purifier for cell in cells if cell.flagged is not None):
+            mine = {c.attack.name: c for c in cells if c.purifier == purifier and c.flagged is not None}
+            shown = [f"{100 * (mine[name].flagged or 0):.0f}" if name in mine else "" for name in COLUMNS]
+            rows.append(f"| {classifier} | `{purifier}` | {' | '.join(shown)} |")
+    return "\n".join(rows)
+
+
+def variants(file: str) -> str:
+    """Every variant of a comparison, and the sum that the choice of the default went by."""
+    cells = _cells(file)
+    rows = ["| variant | no attack | FGSM | PGD |", "|---|---|---|---|"]
+    for name in dict.fromkeys(cell.purifier for cell in cells):
+        mine = {c.attack.name: c for c in cells if c.purifier == name}
+        rows.append(f"| {name} | " + " | ".join(f"{100 * mine[attack].accuracy:.1f}" for attack in COLUMNS[:3]) + " |")
+    return "\n".join(rows)
+
+
+CIFAR = ("resnet18-natural", "resnet18-soap-rp", "resnet18-soap-lc")
+MNIST = ("fcn-soap-dr", "cnn-soap-dr")
+
+TABLES: dict[str, Callable[[], str]] = {
+    "purifiers": purifiers,
+    "cifar10": lambda: soap("cifar10", CIFAR),
+    "mnist": lambda: soap("mnist", MNIST),
+    "detector-cifar10": lambda: detector("cifar10", CIFAR),
+    "detector-mnist": lambda: detector("mnist", MNIST),
+    "variants-lc": lambda: variants("variants-soap-lc.json"),
+    "variants-rp": lambda: variants("variants-soap-rp.json"),
+    "variants-dr": lambda: variants("variants-soap-dr.json"),
+}
+
+if __name__ == "__main__":
+    main()
