@@ -17,7 +17,7 @@ from models.purifiers import Material, Purified, Purifier, PurifierInfo, build_p
 ZOO = Path(__file__).parent / "zoo"
 
 # Images that go through the network together. Purification keeps 8 to 10 activations an image alive; larger groups fall out
-# of the CPU's cache and get slower an image (docs/performance.md).
+# of the CPU's cache and get slower an image (benchmarks/purify_cost.py).
 CHUNK = 32
 
 

@@ -187,5 +187,6 @@ class Engine:
     async def _warm(self, offer: Offer) -> None:
         defense = await to_thread.run_sync(self.catalog.load, offer)
         spec = offer.card.input
-        image = torch.full((spec.channels, spec.height, spec.width), 0.5)
+        # Noise, not a plain grey: a purifier that skips what looks clean would leave its gradients cold.
+        image = torch.rand(spec.channels, spec.height, spec.width, generator=torch.Generator().manual_seed(0))
         await self._run(Lane.of(defense, image), Work(image, seed=0))

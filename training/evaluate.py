@@ -17,8 +17,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from models.catalog import Catalog, Defense, build_defense
+from models.catalog import CHUNK, Catalog, Defense, build_defense
 from models.checkpoint import Card, CheckpointError, Measurement, PurifierEntry
+from models.purifiers.soap import Soap
 from training import attacks as attacking
 from training import paper
 from training.attacks import AttackSettings
@@ -160,14 +161,14 @@ class Evaluation:
         x, y = self.x[:n], self.y[:n]
         if adaptive:
             right, incoming = self._adaptive(defense, attack, x, y)
+            any_right = None
         else:
             incoming = self._attacked(defense, attack)
-            right = _right(defense, incoming, y)
-        self._add(defense, attack, right, time.perf_counter() - started, flagged=_flagged(defense, incoming))
-        if oracle and not adaptive and defense.info.objective is not None:
-            started = time.perf_counter()
-            any_right = torch.stack([_right(candidate, incoming, y) for candidate in candidates(defense)]).any(0)
-            self._add(defense, attack, any_right, time.perf_counter() - started, oracle=True)
+            right, any_right = _right(defense, incoming, y, oracle)
+        seconds = time.perf_counter() - started
+        self._add(defense, attack, right, seconds, flagged=_flagged(defense, incoming))
+        if any_right is not None:
+            self._add(defense, attack, any_right, seconds, oracle=True)
         progress.note(f"{defense.name} {attack.name}: {right.float().mean():.1%}")
 
     def _attacked(self, defense: Defense, attack: AttackSettings) -> Tensor:
@@ -247,31 +248,25 @@ def _applies(defense: Defense, attack: AttackSettings) -> bool:
     return attack.mode in ("none", "static") or defense.info.objective is not None
 
 
-def _right(defense: Defense, x: Tensor, y: Tensor) -> Tensor:
-    return defense.purify(x).logits.argmax(1) == y
+def _right(defense: Defense, x: Tensor, y: Tensor, oracle: bool) -> tuple[Tensor, Tensor | None]:
+    """(N,) bool: right as served; and, where the purifier chooses from candidates, right under any of them."""
+    if not oracle or not isinstance(defense.purifier, Soap):
+        return defense.purify(x).logits.argmax(1) == y, None
+    right, any_right = [], []
+    for _, part, labels in attacking.in_chunks(x, y):
+        purified, candidates = defense.purifier.purify_with_candidates(part)
+        right.append(purified.logits.argmax(1) == labels)
+        any_right.append((torch.stack(candidates).argmax(2) == labels).any(0))
+    return torch.cat(right), torch.cat(any_right)
 
 
 def _flagged(defense: Defense, x: Tensor) -> float | None:
     percentiles = defense.card.calibration.get(defense.info.kind)
-    before = defense.purify(x).objective_before if percentiles else None
-    return None if before is None or not percentiles else round(float((before > percentiles[95]).float().mean()), 4)
-
-
-def candidates(defense: Defense) -> list[Defense]:
-    """The defence with each of its own candidates fixed: every budget of the grid, or every iterate of the trajectory."""
-    entry = defense.card.purifiers[defense.name]
-    settings = {key: value for key, value in entry.settings.items() if key != "skip_percentile"}
-    if settings["selection"] == "best-iterate":
-        choices = [{"steps": step} for step in range(1, settings["steps"] + 1)] + [{"budgets": [0.0]}]
-    else:
-        choices = [{"budgets": [budget]} for budget in settings["budgets"]]
-    return [_with(defense, {**settings, "selection": "fixed", **choice}) for choice in choices]
-
-
-def _with(defense: Defense, settings: dict[str, Any]) -> Defense:
-    entry = defense.card.purifiers[defense.name].model_copy(update={"settings": settings})
-    card = defense.card.model_copy(update={"purifiers": {defense.name: entry}})
-    return build_defense(defense.name, card, defense.classifier, defense.device)
+    if not percentiles or not isinstance(defense.purifier, Soap):
+        return None
+    with torch.no_grad():
+        objective = torch.cat([defense.purifier.objective(part) for part in x.split(CHUNK)])
+    return round(float((objective > percentiles[95]).float().mean()), 4)
 
 
 def measurements(cells: Sequence[Cell], where: str) -> tuple[Measurement, ...]:

@@ -23,6 +23,7 @@ from torch import Tensor
 from models.catalog import CHUNK, build_defense
 from models.checkpoint import Card, save_checkpoint
 from models.classifiers import Classifier, build_classifier, frozen
+from models.purifiers.soap import Soap
 from training.augment import Cropper
 from training.data import ImageData, load_data
 from training.progress import Progress
@@ -227,10 +228,10 @@ def calibrate(network: Classifier, fields: dict[str, Any], images: Tensor) -> di
     network, found = frozen(network), {}
     for name, entry in bare.items():
         purifier = build_defense(name, card.model_copy(update={"purifiers": bare}), network).purifier
-        if purifier.info.objective is None or entry.kind in found:
+        if not isinstance(purifier, Soap) or entry.kind in found:
             continue
         with torch.no_grad():
-            objective = torch.cat([purifier.objective(part) for part in images.split(CHUNK)])  # type: ignore[attr-defined]
+            objective = torch.cat([purifier.objective(part) for part in images.split(CHUNK)])
         percentiles = torch.quantile(objective.double(), torch.linspace(0, 1, 101, dtype=torch.float64))
         found[entry.kind] = tuple(float(f"{value:.6g}") for value in percentiles.tolist())
     return found

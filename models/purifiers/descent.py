@@ -8,7 +8,7 @@ separated yet share their iterate, so we carry one path for each *distinct* iter
 to bind: 11 gradients for multiples of the step size, bit for bit the same images (tests/models/test_descent.py).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -65,6 +65,11 @@ class DescentSettings(BaseModel):
             raise ValueError(f"budgets must be in [0, 1] and strictly ascending; got {list(self.budgets)}")
         return self
 
+    def descended(self) -> list[float]:
+        """The budgets that a descent is made for: those above 0, of which only min-aux takes more than the last."""
+        nonzero = [budget for budget in self.budgets if budget > 0]
+        return nonzero if self.selection == "min-aux" else nonzero[-1:]
+
 
 @dataclass
 class _Path:
@@ -89,11 +94,14 @@ def _project(x: Tensor, delta: Tensor, budget: float) -> Tensor:
 class _Best:
     """The best candidate so far, image by image. Candidates come in ascending budget; only a lower loss replaces one."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_candidate: Callable[[Tensor], None] | None) -> None:
         self.image: Tensor | None = None
+        self.on_candidate = on_candidate
 
     def offer(self, image: Tensor, found: Evaluation, epsilon: float) -> None:
         loss, logits = found.loss.detach(), found.logits.detach()
+        if self.on_candidate:
+            self.on_candidate(logits)
         budget = torch.full_like(loss, epsilon)
         if self.image is None:
             self.image, self.loss, self.logits, self.epsilon = image, loss, logits, budget
@@ -105,24 +113,29 @@ class _Best:
         self.epsilon = torch.where(better, budget, self.epsilon)
 
 
-def descend(objective: Objective, x: Tensor, settings: DescentSettings, skip_below: float | None = None) -> Purified:
+def descend(
+    objective: Objective,
+    x: Tensor,
+    settings: DescentSettings,
+    skip_below: float | None = None,
+    on_candidate: Callable[[Tensor], None] | None = None,
+) -> Purified:
     """Purify a batch: Alg. 2 with the budget chosen for each image by its own loss.
 
-    x: (N, C, H, W) in [0, 1]. Images with an incoming loss <= `skip_below` come back as they are.
+    x: (N, C, H, W) in [0, 1]. Images with an incoming loss <= `skip_below` come back as they are. `on_candidate` sees
+    the logits (N, K) of every candidate that could be chosen, skipped images included.
     """
     x = x.detach()
-    nonzero = [budget for budget in settings.budgets if budget > 0]
-    if settings.selection != "min-aux":
-        nonzero = nonzero[-1:]
+    budgets = settings.descended()
     before, gradient = _forward(objective, x)
     skip = before.loss.detach() <= (skip_below if skip_below is not None else -torch.inf)
-    best = _Best()
+    best = _Best(on_candidate)
     zero_in_grid = settings.selection == "min-aux" and settings.budgets[0] == 0
-    if zero_in_grid or settings.selection == "best-iterate" or not nonzero:
+    if zero_in_grid or settings.selection == "best-iterate" or not budgets:
         best.offer(x, before, 0.0)
-    if nonzero and not bool(skip.all()):
-        _walk(objective, x, settings, nonzero, gradient, best)
-    return _result(objective, x, settings, len(nonzero), before, skip, best)
+    if budgets and (on_candidate or not bool(skip.all())):
+        _walk(objective, x, settings, budgets, gradient, best)
+    return _result(objective, x, settings, before, skip, best)
 
 
 def _forward(objective: Objective, x: Tensor) -> tuple[Evaluation, "_Gradient"]:
@@ -171,13 +184,7 @@ def _walk(
 
 
 def _result(
-    objective: Objective,
-    x: Tensor,
-    settings: DescentSettings,
-    budgets: int,
-    before: Evaluation,
-    skip: Tensor,
-    best: _Best,
+    objective: Objective, x: Tensor, settings: DescentSettings, before: Evaluation, skip: Tensor, best: _Best
 ) -> Purified:
     forwards, backwards = passes(objective, settings)
     loss, logits = before.loss.detach(), before.logits.detach()
@@ -198,15 +205,14 @@ def _result(
 
 def passes(objective: Objective, settings: DescentSettings) -> tuple[int, int]:
     """Network forwards and backwards that one image costs when it is not skipped, views included."""
-    nonzero = [budget for budget in settings.budgets if budget > 0]
-    if settings.selection != "min-aux":
-        nonzero = nonzero[-1:]
-    if not nonzero:
+    budgets = settings.descended()
+    if not budgets:
         return objective.views, 0
-    gradients = ends = 0
-    for t in range(1, settings.steps + 1):
-        bound = sum(budget < (t - 1) * settings.step_size - 1e-7 for budget in nonzero)
-        gradients += bound + (bound < len(nonzero))
-        bound = sum(budget < t * settings.step_size - 1e-7 for budget in nonzero)
-        ends = bound + (bound < len(nonzero))
-    return (gradients + ends) * objective.views, gradients * objective.gradient_views
+
+    def distinct(t: int) -> int:
+        """How many iterates differ after step t: each budget that binds has its own, the others share one."""
+        bound = sum(budget < t * settings.step_size - 1e-7 for budget in budgets)
+        return bound + (bound < len(budgets))
+
+    gradients = sum(distinct(t) for t in range(settings.steps))
+    return (gradients + distinct(settings.steps)) * objective.views, gradients * objective.gradient_views

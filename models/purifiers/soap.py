@@ -186,6 +186,11 @@ class Soap:
         """See `Purifier`; nothing here is random, so `seeds` change nothing."""
         return descend(self._objective, x, self.settings, self._skip_below)
 
+    def purify_with_candidates(self, x: Tensor) -> tuple[Purified, list[Tensor]]:
+        """`purify`, and the logits (N, K) of every candidate that it chose from: every budget, or every iterate."""
+        candidates: list[Tensor] = []
+        return descend(self._objective, x, self.settings, self._skip_below, candidates.append), candidates
+
     def objective(self, x: Tensor) -> Tensor:
         """The auxiliary loss of each image, differentiable. (N, C, H, W) in [0, 1] -> (N,)."""
         return self._objective(x).loss

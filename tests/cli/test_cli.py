@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from unperturb import __version__, cli
@@ -66,12 +67,11 @@ def test_a_broken_file_does_not_stop_the_others(tmp_path):
 
 
 def test_purify_writes_a_png_of_the_input_size(tmp_path):
-    from PIL import Image
-
     file = next(SAMPLES.glob("cifar10-helps-*.png"))
     result = run("purify", file, "--out", tmp_path / "p.png")
     assert result.exit_code == 0
-    assert Image.open(tmp_path / "p.png").size == (32, 32)
+    with Image.open(tmp_path / "p.png") as purified:
+        assert purified.size == (32, 32)
     assert (tmp_path / "p.png").read_bytes() != file.read_bytes()
 
 

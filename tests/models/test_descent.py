@@ -152,6 +152,14 @@ def test_a_network_gives_the_published_loops_answers(network) -> None:
     assert torch.allclose(found.epsilon, epsilon)
 
 
+def test_every_candidate_is_shown_even_of_images_that_are_skipped() -> None:
+    seen: list[Tensor] = []
+    found = descend(distance_to(0.5), images(), settings(), skip_below=1e9, on_candidate=seen.append)
+    assert torch.equal(found.image, images())
+    assert len(seen) == 6  # budgets 0 and 4/255 to 20/255; the larger ones end where the last one does
+    assert torch.equal(seen[0], images().flatten(1)[:, :2])
+
+
 def test_skipped_images_are_untouched() -> None:
     x = torch.tensor([0.45, 0.2]).view(2, 1, 1, 1)  # losses 0.0025 and 0.09
     purified = descend(distance_to(0.5), x, settings("fixed", budgets=(0.1,), step_size=0.1, steps=1), skip_below=0.05)

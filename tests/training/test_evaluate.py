@@ -9,7 +9,6 @@ from models.checkpoint import read_card, write_card
 from training.evaluate import (
     Evaluation,
     EvaluationError,
-    candidates,
     defenses_of,
     load_plan,
     variants_of,
@@ -83,11 +82,6 @@ def test_results_of_another_checkpoint_are_not_continued(defenses, plan, data, t
     file.write_text(json.dumps({**found, "weights_sha256": "1" * 64}))
     with pytest.raises(EvaluationError, match="another checkpoint"):
         Evaluation(defenses, plan, file, data).run(quiet)
-
-
-def test_candidates_are_the_budgets_of_the_grid(defenses):
-    defense = next(d for d in defenses if d.name == "soap-dr")
-    assert [c.purifier.settings.budgets for c in candidates(defense)] == [(b / 10,) for b in range(6)]
 
 
 def test_measurements_stand_in_the_card_beside_the_papers(defenses, plan, data, tmp_path, quiet, trained):
