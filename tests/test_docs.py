@@ -1,12 +1,15 @@
 """The pages say what is true: tables come from the results, settings from the class, snippets run."""
 
+import asyncio
 import json
 import re
 from pathlib import Path
 
+import httpx
 import pytest
 
 from models.catalog import Catalog
+from service.app import create_app
 from service.settings import Settings
 from training.tables import PAGES, RESULTS, rendered
 
@@ -57,6 +60,26 @@ def test_links_lead_somewhere():
     for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
         for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_readmes_request_gets_the_readmes_answer():
+    text = (ROOT / "README.md").read_text()
+    file, path = re.search(r"curl --data-binary @(\S+) 'http://127.0.0.1:8000(\S+)'", text).groups()
+    shown = json.loads(re.search(r"```json\n(.*?)```", text, flags=re.S)[1])
+    answer = asyncio.run(_answer(path, (ROOT / file).read_bytes()))
+    assert answer["predictions"][0]["label"] == shown["predictions"][0]["label"] == file.split("-")[2]
+    assert answer["weights_sha256"] == shown["weights_sha256"]
+    # Another CPU rounds differently, and sign flips cascade.
+    assert answer["predictions"][0]["probability"] == pytest.approx(shown["predictions"][0]["probability"], abs=0.1)
+
+
+async def _answer(path, body):
+    app = create_app(Settings())
+    client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1:8000")
+    async with app.router.lifespan_context(app), client:
+        while (await client.get("/readyz")).status_code != 200:
+            await asyncio.sleep(0.05)
+        return (await client.post(path, content=body)).json()
 
 
 def test_the_readme_is_finished():

@@ -97,11 +97,33 @@ def variants(file: str) -> str:
     return "\n".join(rows)
 
 
+def cost() -> str:
+    """Time of a batch against the published loop, both measured in one run."""
+    found: dict[str, Any] = json.loads(
+        (ROOT / "benchmarks" / "results" / "purify_cost.json").read_text(encoding="utf-8")
+    )
+    head, hardware = found["header"], found["header"]["hardware"]
+    rows = [
+        f"Batch of {head['images']}, fp32, {hardware['torch_threads']} threads, {hardware['cpu']}, PyTorch "
+        f"{head['versions']['torch']}, median of {head['measured_rounds']} interleaved rounds.\n",
+        "| purifier | ms an image | published loop, ms | ours / published | same label / budget / image, % |",
+        "|---|---|---|---|---|",
+    ]
+    for name, row in found["rows"].items():
+        ours, plain, same = row["ours"]["median_ms"], row.get("plain"), row.get("agreement")
+        against = f"{plain['median_ms']:.1f} | {row['ratio']:.2f}" if plain else " | "
+        shares = ("same_label", "same_budget", "same_image")
+        agree = " / ".join(f"{100 * same[share]:.0f}" for share in shares) if same else ""
+        rows.append(f"| {name} | {ours:.2f} | {against} | {agree} |")
+    return "\n".join(rows)
+
+
 CIFAR = ("resnet18-natural", "resnet18-soap-rp", "resnet18-soap-lc")
 MNIST = ("fcn-soap-dr", "cnn-soap-dr")
 
 TABLES: dict[str, Callable[[], str]] = {
     "purifiers": purifiers,
+    "cost": cost,
     "cifar10": lambda: soap("cifar10", CIFAR),
     "mnist": lambda: soap("mnist", MNIST),
     "detector-cifar10": lambda: detector("cifar10", CIFAR),
