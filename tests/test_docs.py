@@ -70,7 +70,7 @@ def test_the_readmes_request_gets_the_readmes_answer():
     assert answer["predictions"][0]["label"] == shown["predictions"][0]["label"] == file.split("-")[2]
     assert answer["weights_sha256"] == shown["weights_sha256"]
     # Another CPU rounds differently, and sign flips cascade.
-    assert answer["predictions"][0]["probability"] == pytest.approx(shown["predictions"][0]["probability"], abs=0.1)
+    assert answer["predictions"][0]["probability"] == pytest.approx(shown["predictions"][0]["probability"], abs=0.25)
 
 
 async def _answer(path, body):
@@ -82,5 +82,5 @@ async def _answer(path, body):
         return (await client.post(path, content=body)).json()
 
 
-def test_the_readme_is_finished():
-    assert "@@" not in (ROOT / "README.md").read_text()
+def test_the_pages_are_finished():
+    assert [page.name for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")] if "@@" in page.read_text()] == []

@@ -70,11 +70,14 @@ def _samples(
     clean = to_float(images).contiguous(memory_format=torch.channels_last)
     # Rounded to what a PNG holds before anyone judges them.
     attacked = (attacks.static(defended, clean, labels, attack) * 255).round() / 255
-    right = {name: _right(undefended, defended, x, labels) for name, x in (("clean", clean), ("attacked", attacked))}
+    plain, plain_sure = _judged(undefended, attacked, labels)
+    purified, purified_sure = _judged(defended, attacked, labels)
+    sure = plain_sure & purified_sure
+    clean_right = [right & certain for right, certain in (_judged(d, clean, labels) for d in (undefended, defended))]
     groups = {
-        "clean": (clean, right["clean"][0] & right["clean"][1]),
-        "helps": (attacked, ~right["attacked"][0] & right["attacked"][1]),
-        "fails": (attacked, ~right["attacked"][0] & ~right["attacked"][1]),
+        "clean": (clean, clean_right[0] & clean_right[1]),
+        "helps": (attacked, sure & ~plain & purified),
+        "fails": (attacked, sure & ~plain & ~purified),
     }
     for kind, (x, chosen) in groups.items():
         for i in _spread(chosen, labels):
@@ -85,8 +88,10 @@ def _samples(
             yield Sample(file, model, kind, label, FIRST + i, by)
 
 
-def _right(undefended: Defense, defended: Defense, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    return undefended.purify(x).logits.argmax(1) == labels, defended.purify(x).logits.argmax(1) == labels
+def _judged(defense: Defense, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """(N,) bool each: right; and so sure of it, either way, that another CPU's rounding won't change it."""
+    probability, label = defense.purify(x).logits.softmax(1).max(1)
+    return label == labels, probability > 0.7
 
 
 def _spread(chosen: Tensor, labels: Tensor) -> list[int]:

@@ -6,9 +6,11 @@ Here: Eq. (6) `soap-dr`, Eq. (7) `soap-rp`, Eq. (8) `soap-lc`, on the loop of Al
 What the paper leaves open or contradicts, and what we chose:
 - Eq. (8), a_2 at test time is "definite flipping and cropping": the centre 24x24 of the flipped image, resized to 32x32 by
   nearest neighbour, as in the authors' public code; in proportion (three quarters) for other sizes.
-- Its gradient: the published accuracies need the wrong backward pass that PyTorch 1.x on CUDA had for that resize. With the
+- Its gradient: the published accuracies came out again only with the wrong backward pass that PyTorch 1.x on CUDA had for that
+  resize (emulated). With the
   right gradient through both views (`second_view_gradient = 1`, the paper's formula) almost nothing is defended;
-  with the second view as a fixed target (`0`) purification works. docs/soap.md has the measurements.
+  with the second view as a fixed target (`0`), or a little of the opposite (`-0.1`), purification works. docs/soap.md has the
+  measurements.
 - Eq. (7), purification: "mean square error between predictive distributions and one-hot targets", summed over classes
   and rotations; only the scale would change otherwise.
 - The budget is chosen for each image as Sec. 3.3 says, not by the batch's mean loss.
