@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from models.catalog import CHUNK, build_defense
-from models.checkpoint import Card, save_checkpoint
+from models.checkpoint import Card, Checkpoint, save_checkpoint
 from models.classifiers import Classifier, build_classifier, frozen
 from models.purifiers.soap import Soap
 from training.augment import Cropper
@@ -40,6 +40,7 @@ def train(
     *,
     out: Path,
     data: Path | None = None,
+    start: Path | None = None,
     download: bool = False,
     restart: bool = False,
     device: str = "cpu",
@@ -47,8 +48,13 @@ def train(
 ) -> Card:
     """Train `recipe` in the folder `out`, continuing what is there, and write the checkpoint into it.
 
+    Args:
+        start: a checkpoint folder whose weights the training begins from, instead of fresh ones.
+
     Raises:
-        TrainingError: `out` holds a training with other settings, or the loss is no longer finite.
+        TrainingError: `out` holds a training with other settings, `start` has another network, or the loss is no longer
+            finite.
+        CheckpointError: `start` can't be read.
         DataError: the data set is missing.
     """
     progress = progress or Progress()
@@ -57,6 +63,8 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         run = _Run(recipe, images, out, device)
+        if start is not None:
+            run.start_from(Checkpoint.open(start))
         if not restart:
             run.resume()
         with progress.training(recipe.name, recipe.epochs, run.steps, run.epoch) as report:
@@ -86,12 +94,25 @@ class _Run:
         self.images = ImageData(images.images.to(device), images.labels.to(device), images.classes)
         self.state_file = out / "state.pt"
         self.epoch, self.seconds, self.commit = 0, 0.0, _commit()
+        self.started_from: dict[str, Any] | None = None
         torch.manual_seed(recipe.seed)
         network = build_classifier(recipe.architecture, num_classes=len(images.classes), **recipe.arguments)
         self.network: Classifier = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = _optimizer(self.network, recipe)
         self.crop = Cropper(self.images.images, recipe.augmentation.crop_padding, recipe.augmentation.flip)
         self.steps = len(images) // recipe.batch_size
+
+    def start_from(self, checkpoint: Checkpoint) -> None:
+        """Begin with the weights of `checkpoint`; how those were made goes on into this training's card."""
+        card = checkpoint.card
+        arguments = {"num_classes": len(self.images.classes), **self.recipe.arguments}
+        if (card.architecture, card.arguments) != (self.recipe.architecture, arguments):
+            raise TrainingError(
+                f"{checkpoint.folder} holds {card.architecture} {card.arguments}; "
+                f"recipe {self.recipe.name!r} trains {self.recipe.architecture} {arguments}"
+            )
+        self.network.load_state_dict(checkpoint.classifier().state_dict())
+        self.started_from = {"weights_sha256": card.weights_sha256, "training": card.training}
 
     def train_epoch(self, report: Callable[..., None]) -> None:
         """One pass over the data, then the state on disk."""
@@ -130,6 +151,11 @@ class _Run:
         self.optimizer.step()
         return losses.total.detach().cpu(), losses.auxiliary.detach().cpu(), losses.correct.cpu(), losses.count
 
+    def _shaping(self) -> str:
+        """Everything that decides what this training's weights will be."""
+        start = self.started_from["weights_sha256"] if self.started_from else None
+        return json.dumps({**self.recipe.shaping(), "start": start}, sort_keys=True)
+
     def _log(self, **values: float) -> None:
         line = {
             "epoch": self.epoch,
@@ -141,7 +167,7 @@ class _Run:
 
     def _save(self) -> None:
         state = {
-            "recipe": json.dumps(self.recipe.shaping(), sort_keys=True),
+            "recipe": self._shaping(),
             "epoch": self.epoch,
             "seconds": self.seconds,
             "commit": self.commit,
@@ -157,9 +183,9 @@ class _Run:
         if not self.state_file.exists():
             return
         state = torch.load(self.state_file, map_location=self.device, weights_only=True)
-        if state["recipe"] != json.dumps(self.recipe.shaping(), sort_keys=True):
+        if state["recipe"] != self._shaping():
             raise TrainingError(
-                f"{self.state_file} belongs to other settings than recipe {self.recipe.name!r} has now; "
+                f"{self.state_file} belongs to other settings or another start than recipe {self.recipe.name!r} has now; "
                 "choose another --out, or --restart to throw that training away"
             )
         self.epoch, self.seconds, self.commit = state["epoch"], state["seconds"], state["commit"]
@@ -173,6 +199,7 @@ class _Run:
     def _provenance(self) -> dict[str, Any]:
         return {
             "recipe": self.recipe.model_dump(mode="json", exclude={"purifiers", "input", "model", "classifier"}),
+            "started_from": self.started_from,
             "command": "unperturb " + shlex.join(sys.argv[1:]) if Path(sys.argv[0]).name == "unperturb" else None,
             "commit": self.commit,
             "seconds": round(self.seconds),

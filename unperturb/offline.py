@@ -27,6 +27,9 @@ def train(
         Path | None, typer.Option(help="Folder of the training and its checkpoint. Default: runs/RECIPE.")
     ] = None,
     data: Data = None,
+    start: Annotated[
+        Path | None, typer.Option("--from", help="Begin with the weights of this checkpoint folder.")
+    ] = None,
     download: Annotated[bool, typer.Option("--download", help="Fetch the data set where there is a network.")] = False,
     epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the recipe's.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Instead of the recipe's.")] = None,
@@ -45,7 +48,9 @@ def train(
     chosen = load_recipe(recipe, changes)
     folder = out or Path("runs") / chosen.name
     with training.threads(threads):
-        card = training.train(chosen, out=folder, data=data, download=download, restart=restart, device=device)
+        card = training.train(
+            chosen, out=folder, data=data, start=start, download=download, restart=restart, device=device
+        )
     if as_json:
         typer.echo(card.model_dump_json(indent=1))
     else:

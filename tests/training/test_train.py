@@ -118,3 +118,20 @@ def test_schedules(tiny):
     assert learning_rate(cycle, 0) == 0
     assert learning_rate(cycle, 0.2) == pytest.approx(0.3)
     assert learning_rate(cycle, 0.6) == pytest.approx(0.15)
+
+
+def test_a_training_can_start_from_a_checkpoint_and_says_so_in_its_card(tiny, data, tmp_path, quiet):
+    first = train(tiny("soap-dr-fcn", epochs=1), out=tmp_path / "first", data=data, progress=quiet)
+    still = tiny("soap-dr-fcn", epochs=1, learning_rate=1e-12)
+    second = train(still, out=tmp_path / "second", data=data, start=tmp_path / "first", progress=quiet)
+    a, b = weights(tmp_path / "first"), weights(tmp_path / "second")
+    assert all(torch.allclose(a[name], b[name], atol=1e-6) for name in a)
+    assert second.training["started_from"] == {"weights_sha256": first.weights_sha256, "training": first.training}
+    with pytest.raises(TrainingError, match="another start"):  # the same folder, now without the start
+        train(still, out=tmp_path / "second", data=data, progress=quiet)
+
+
+def test_a_start_with_another_network_is_refused(tiny, data, tmp_path, quiet):
+    train(tiny("soap-dr-fcn", epochs=1), out=tmp_path / "first", data=data, progress=quiet)
+    with pytest.raises(TrainingError, match=r"holds fcn .*; recipe 'soap-dr-cnn' trains cnn"):
+        train(tiny("soap-dr-cnn"), out=tmp_path / "second", data=data, start=tmp_path / "first", progress=quiet)
