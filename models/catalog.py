@@ -3,7 +3,7 @@
 import threading
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from models.checkpoint import CARD, Card, Checkpoint, CheckpointError, PurifierEntry
 from models.classifiers import Classifier, frozen
-from models.purifiers import Material, Purified, Purifier, PurifierInfo, build_purifier
+from models.purifiers import Material, Options, Purified, Purifier, PurifierInfo, Wanted, build_purifier
 
 ZOO = Path(__file__).parent / "zoo"
 
@@ -49,16 +49,32 @@ class Defense:
         """What the purifier is and costs."""
         return self.purifier.info
 
-    def purify(self, x: Tensor, seeds: Sequence[int] | None = None) -> Purified:
+    def purify(self, x: Tensor, seeds: Sequence[int] | None = None, wanted: Wanted | None = None) -> Purified:
         """Purify and classify a batch in cache-sized parts. x: (N, C, H, W) float32 in [0, 1], on `device`.
 
-        Parts are cut by position alone, so what an image's neighbours contain can't change its answer.
+        Parts are cut by position alone, so what an image's neighbours contain can't change its answer. `seeds` and `wanted`:
+        see `Purifier.purify`.
         """
         parts = [
-            self.purifier.purify(part.contiguous(memory_format=torch.channels_last), seeds and seeds[i : i + CHUNK])
+            self.purifier.purify(
+                part.contiguous(memory_format=torch.channels_last),
+                seeds and seeds[i : i + CHUNK],
+                wanted and _part(wanted, i),
+            )
             for i, part in zip(range(0, max(len(x), 1), CHUNK), x.split(CHUNK), strict=True)  # no image is one part too
         ]
         return parts[0] if len(parts) == 1 else _joined(parts)
+
+    def with_options(self, options: Options) -> "Defense":
+        """The same defense with a request's options; networks are shared.
+
+        Raises:
+            ValueError: the purifier has no such option, or the value is out of its bounds.
+        """
+        if foreign := [name for name in options.given() if name not in self.info.options]:
+            taken = ", ".join(self.info.options) or "none"
+            raise ValueError(f"purifier {self.name!r} has no option {', '.join(foreign)}; its options: {taken}")
+        return replace(self, purifier=self.purifier.with_options(options)) if options.given() else self
 
     def logits(self, x: Tensor) -> Tensor:
         """How a purified image is classified, differentiable. (N, C, H, W) -> (N, K)."""
@@ -80,6 +96,10 @@ class Defense:
             return 100.0
         low, high = percentiles[above - 1], percentiles[above]
         return above - 1 + (objective - low) / (high - low)
+
+
+def _part(wanted: Wanted, start: int) -> Wanted:
+    return lambda: wanted()[start : start + CHUNK]
 
 
 def _joined(parts: Sequence[Purified]) -> Purified:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from models.rounding import by_rows
+
 
 class Classifier(nn.Module):
     """An image classifier g(f(x)) with an optional auxiliary head h(f(x)).
@@ -22,6 +24,9 @@ class Classifier(nn.Module):
         mean: per-channel mean, C values in [0, 1].
         std: per-channel standard deviation, C values > 0.
         aux_head: h, maps z to what the self-supervised task needs; None where the task uses g itself.
+
+    `batch_invariant`: on a CPU an image's outputs are the same bits whatever the size of its batch; `frozen` sees to it where
+    that costs little.
     """
 
     mean: Tensor
@@ -40,13 +45,18 @@ class Classifier(nn.Module):
         self.encoder = encoder
         self.classifier_head = classifier_head
         self.aux_head = aux_head
+        self.batch_invariant = False
         # Not in the state dict: the card names them, and strict loading should not depend on two copies agreeing.
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
     def features(self, x: Tensor) -> Tensor:
         """z = f(x). x: (N, C, H, W) in [0, 1] -> z, of the shape the heads expect."""
-        z: Tensor = self.encoder((x - self.mean) / self.std)
+        if len(x) == 1 and not self.training:
+            # CPU convolutions round one image alone otherwise than two or more, which all come out the same (tests/contract).
+            return self.features(x.expand(2, -1, -1, -1))[:1]
+        # Always in the layout of the weights: which one `x` comes in may depend on the size of its batch.
+        z: Tensor = self.encoder(((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last))
         return z
 
     def forward(self, x: Tensor) -> Tensor:
@@ -62,6 +72,7 @@ def frozen(classifier: Classifier, device: torch.device | str = "cpu") -> Classi
     """
     copy = deepcopy(classifier).eval().requires_grad_(False)
     _fold_batch_norm(copy)
+    copy.batch_invariant = _make_batch_invariant(copy)
     return copy.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
@@ -83,6 +94,29 @@ def _fold_batch_norm(module: nn.Module) -> None:
         del module._modules[name]
     for index, layer in enumerate(layers):
         module.add_module(str(index), layer)
+
+
+class _BlockLinear(nn.Linear):
+    """nn.Linear in blocks of a fixed number of rows."""
+
+    # Beyond so many weights the rows that fill a block cost more than they are worth.
+    LARGEST = 2**16
+
+    def forward(self, x: Tensor) -> Tensor:
+        return by_rows(super().forward, x)
+
+
+def _make_batch_invariant(module: nn.Module) -> bool:
+    """Replace linear layers in place; False where one was too large for that."""
+    invariant = True
+    for child in module.children():
+        if not isinstance(child, nn.Linear):
+            invariant &= _make_batch_invariant(child)
+        elif child.weight.numel() <= _BlockLinear.LARGEST:
+            child.__class__ = _BlockLinear  # the same parameters, another way to multiply
+        else:
+            invariant = False
+    return invariant
 
 
 Builder = Callable[..., Classifier]

@@ -19,7 +19,8 @@ class PurifierInfo:
     """What a purifier is and costs, independent of the image it works on.
 
     `eps_pfy` bounds max|x_pfy - x|, in [0, 1] units; None where there is no such bound, 0.0 for `none`.
-    The passes count network evaluations of one image, views included, in the worst case.
+    The passes count network evaluations of one image, views included, in the worst case. `options`: the fields of
+    `Options` that it takes. `random`: whether the seed matters.
     """
 
     kind: str
@@ -29,6 +30,27 @@ class PurifierInfo:
     forward_passes: int
     backward_passes: int
     objective: str | None
+    options: tuple[str, ...] = ()
+    random: bool = False
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a single request may change of a purifier; None keeps the card's value.
+
+    epsilon: eps_pfy, in [0, 1] units. steps: T.
+    """
+
+    epsilon: float | None = None
+    steps: int | None = None
+
+    def given(self) -> list[str]:
+        """The names of those that are set."""
+        return [name for name, value in vars(self).items() if value is not None]
+
+
+# Asked between steps: which images of the batch somebody still waits for.
+Wanted = Callable[[], Sequence[bool]]
 
 
 @dataclass(frozen=True)
@@ -59,8 +81,22 @@ class Purifier(Protocol):
     @property
     def info(self) -> PurifierInfo: ...
 
-    def purify(self, x: Tensor, seeds: Sequence[int] | None = None) -> Purified:
-        """x: (N, C, H, W) float32 in [0, 1]; seeds: N integers for purifiers that draw random numbers."""
+    def purify(self, x: Tensor, seeds: Sequence[int] | None = None, wanted: Wanted | None = None) -> Purified:
+        """x: (N, C, H, W) float32 in [0, 1]; seeds: N integers for purifiers that draw random numbers.
+
+        Work on images that `wanted` no longer names stops at the next step; what comes back for them means nothing.
+
+        Raises:
+            ValueError: it draws random numbers and got no seeds.
+        """
+        ...
+
+    def with_options(self, options: Options) -> "Purifier":
+        """The same purifier with a request's options; `info.options` says which it takes.
+
+        Raises:
+            ValueError: an option has a value that it can't take.
+        """
         ...
 
     def logits(self, x: Tensor) -> Tensor:
@@ -114,6 +150,19 @@ def build_purifier(kind: str, material: Material) -> Purifier:
     if kind not in _BUILDERS:
         raise ValueError(f"unknown purifier kind {kind!r}; known: {', '.join(kinds())}")
     return _BUILDERS[kind](material)
+
+
+def uniform(x: Tensor, seeds: Sequence[int] | None, radius: float) -> Tensor:
+    """Uniform noise in [-radius, radius], each image's from its own seed. (N, C, H, W), N seeds -> (N, C, H, W).
+
+    Raises:
+        ValueError: no seeds, or not one for each image.
+    """
+    if seeds is None or len(seeds) != len(x):
+        came = "none" if seeds is None else str(len(seeds))
+        raise ValueError(f"this purifier draws random numbers and needs a seed for each of {len(x)} images; got {came}")
+    draws = [torch.rand(x.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    return (2 * torch.stack(draws).to(x) - 1) * radius if draws else torch.zeros_like(x)
 
 
 def counted(x: Tensor, passes: int) -> Tensor:

@@ -10,13 +10,13 @@ to bind: 11 gradients for multiples of the step size, bit for bit the same image
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
-from models.purifiers.base import Purified, counted
+from models.purifiers.base import Options, Purified, Wanted, counted, uniform
 
 Selection = Literal["fixed", "min-aux", "best-iterate"]
 
@@ -30,10 +30,14 @@ class Evaluation:
 
 
 class Objective(Protocol):
-    """A per-image auxiliary loss. `views` forwards an evaluation, `gradient_views` of them with a backward pass."""
+    """A per-image auxiliary loss. `views` forwards an evaluation, `gradient_views` of them with a backward pass.
+
+    `batch_invariant`: see `Classifier`.
+    """
 
     views: int
     gradient_views: int
+    batch_invariant: bool
 
     def __call__(self, x: Tensor) -> Evaluation: ...
 
@@ -51,6 +55,13 @@ class DescentSettings(BaseModel):
     budgets: tuple[float, ...] = Field(description="eps_pfy, ascending; fixed and best-iterate use the last one only")
     step_size: float = Field(gt=0, le=1, description="gamma")
     steps: int = Field(ge=1, le=1000, description="T")
+    random_start: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="begin at a uniformly random point of so large a box around the image instead of at the image, drawn "
+        "from the image's seed",
+    )
     skip_percentile: float | None = Field(
         default=None,
         ge=0,
@@ -70,6 +81,30 @@ class DescentSettings(BaseModel):
         nonzero = [budget for budget in self.budgets if budget > 0]
         return nonzero if self.selection == "min-aux" else nonzero[-1:]
 
+    def reach(self, t: int) -> float:
+        """How far a pixel can be from the image's after t steps, the budget aside."""
+        return self.random_start + t * self.step_size
+
+    def groups(self, budgets: Sequence[float], t: int) -> list[list[float]]:
+        """Budgets whose iterates are still the same after t steps; ascending, so the unbound ones come last."""
+        bound = [[budget] for budget in budgets if budget < self.reach(t) - 1e-7]
+        free = [budget for budget in budgets if budget >= self.reach(t) - 1e-7]
+        return [*bound, free] if free else bound
+
+    def with_options(self, options: Options) -> Self:
+        """The same settings with a request's budget (the grid cut off or extended to it) and number of steps.
+
+        Raises:
+            ValueError: a value is out of bounds.
+        """
+        budgets, epsilon = self.budgets, options.epsilon
+        if epsilon is not None:
+            below = [budget for budget in budgets if budget < epsilon] if self.selection == "min-aux" else []
+            budgets = (*below, epsilon)
+        return self.model_validate(
+            {**self.model_dump(), "budgets": budgets, "steps": self.steps if options.steps is None else options.steps}
+        )
+
 
 @dataclass
 class _Path:
@@ -78,12 +113,9 @@ class _Path:
     budgets: list[float]
     delta: Tensor
 
-    def step(self, x: Tensor, gradient: Tensor, step_size: float, reach: float) -> list["_Path"]:
-        """One step of Alg. 2; splits off the budgets under `reach` = t * gamma, which bind from here on."""
-        raw = self.delta - step_size * gradient.sign()  # Alg. 2, l. 4: delta <- delta - gamma sign(grad L_aux)
-        free = [budget for budget in self.budgets if budget >= reach - 1e-7]
-        groups = [[budget] for budget in self.budgets if budget < reach - 1e-7] + ([free] if free else [])
-        return [_Path(group, _project(x, raw, group[-1])) for group in groups]
+    def moved(self, x: Tensor, raw: Tensor, settings: DescentSettings, t: int) -> list["_Path"]:
+        """This path at `raw` (N, C, H, W) after t steps, split where a budget binds from here on."""
+        return [_Path(group, _project(x, raw, group[-1])) for group in settings.groups(self.budgets, t)]
 
 
 def _project(x: Tensor, delta: Tensor, budget: float) -> Tensor:
@@ -94,23 +126,21 @@ def _project(x: Tensor, delta: Tensor, budget: float) -> Tensor:
 class _Best:
     """The best candidate so far, image by image. Candidates come in ascending budget; only a lower loss replaces one."""
 
-    def __init__(self, on_candidate: Callable[[Tensor], None] | None) -> None:
-        self.image: Tensor | None = None
+    def __init__(self, x: Tensor, before: Evaluation, on_candidate: Callable[[Tensor], None] | None) -> None:
+        self.image, self.logits = x.clone(), before.logits.detach().clone()
+        self.loss = torch.full_like(before.loss.detach(), torch.inf)  # nothing was offered yet
+        self.epsilon = torch.zeros_like(self.loss)
         self.on_candidate = on_candidate
 
-    def offer(self, image: Tensor, found: Evaluation, epsilon: float) -> None:
+    def offer(self, rows: Tensor, image: Tensor, found: Evaluation, epsilon: float) -> None:
+        """A candidate for the images `rows` (M,) of the batch."""
         loss, logits = found.loss.detach(), found.logits.detach()
         if self.on_candidate:
             self.on_candidate(logits)
-        budget = torch.full_like(loss, epsilon)
-        if self.image is None:
-            self.image, self.loss, self.logits, self.epsilon = image, loss, logits, budget
-            return
-        better = loss < self.loss
-        self.image = torch.where(better[:, None, None, None], image, self.image)
-        self.logits = torch.where(better[:, None], logits, self.logits)
-        self.loss = torch.where(better, loss, self.loss)
-        self.epsilon = torch.where(better, budget, self.epsilon)
+        better = loss < self.loss[rows]
+        chosen = rows[better]
+        self.image[chosen], self.logits[chosen], self.loss[chosen] = image[better], logits[better], loss[better]
+        self.epsilon[chosen] = epsilon
 
 
 def descend(
@@ -118,23 +148,30 @@ def descend(
     x: Tensor,
     settings: DescentSettings,
     skip_below: float | None = None,
+    *,
+    seeds: Sequence[int] | None = None,
+    wanted: Wanted | None = None,
     on_candidate: Callable[[Tensor], None] | None = None,
 ) -> Purified:
     """Purify a batch: Alg. 2 with the budget chosen for each image by its own loss.
 
-    x: (N, C, H, W) in [0, 1]. Images with an incoming loss <= `skip_below` come back as they are. `on_candidate` sees
-    the logits (N, K) of every candidate that could be chosen, skipped images included.
+    x: (N, C, H, W) in [0, 1]. Images with an incoming loss <= `skip_below` come back as they are. `seeds` and `wanted`: see
+    `Purifier.purify`. `on_candidate` sees the logits (N, K) of every candidate that could be chosen, skipped images included.
     """
     x = x.detach()
-    budgets = settings.descended()
     before, gradient = _forward(objective, x)
     skip = before.loss.detach() <= (skip_below if skip_below is not None else -torch.inf)
-    best = _Best(on_candidate)
+    best = _Best(x, before, on_candidate)
+    budgets = settings.descended()
     zero_in_grid = settings.selection == "min-aux" and settings.budgets[0] == 0
     if zero_in_grid or settings.selection == "best-iterate" or not budgets:
-        best.offer(x, before, 0.0)
+        best.offer(torch.arange(len(x), device=x.device), x, before, 0.0)
     if budgets and (on_candidate or not bool(skip.all())):
-        _walk(objective, x, settings, budgets, gradient, best)
+        walk = _Walk(objective, x, settings, gradient, best, seeds)
+        # The skipped ones can leave early where that can't change the others' bits.
+        if objective.batch_invariant and x.device.type == "cpu" and not on_candidate:
+            walk.keep(~skip)
+        walk.run(wanted)
     return _result(objective, x, settings, before, skip, best)
 
 
@@ -158,29 +195,70 @@ class _Gradient:
         return gradient
 
 
-def _walk(
-    objective: Objective, x: Tensor, settings: DescentSettings, budgets: list[float], gradient: _Gradient, best: _Best
-) -> None:
-    paths, along = [_Path(budgets, torch.zeros_like(x))], settings.selection == "best-iterate"
-    gradients: Sequence[Tensor] = [gradient()]
-    for t in range(1, settings.steps + 1):
-        reach = t * settings.step_size
-        paths = [
-            child
-            for path, found in zip(paths, gradients, strict=True)
-            for child in path.step(x, found, settings.step_size, reach)
-        ]
-        images = torch.cat([x + path.delta for path in paths])
-        if t < settings.steps:
-            evaluation, next_gradient = _forward(objective, images)
-            gradients = next_gradient().chunk(len(paths))
+class _Walk:
+    """The descent of those images of a batch that still take part: `rows` are their places in it."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        x: Tensor,
+        settings: DescentSettings,
+        gradient: _Gradient,
+        best: _Best,
+        seeds: Sequence[int] | None,
+    ) -> None:
+        self.objective, self.x, self.settings, self.best = objective, x, settings, best
+        self.rows = torch.arange(len(x), device=x.device)
+        start = _Path(settings.descended(), torch.zeros_like(x))
+        self.paths = [start]
+        self.gradients: Sequence[Tensor] | None = None
+        if settings.random_start:
+            self.paths = start.moved(x, uniform(x, seeds, settings.random_start), settings, 0)
         else:
+            self.gradients = [gradient()]
+
+    def keep(self, mask: Tensor) -> None:
+        """Go on with the images under `mask` (M,) alone."""
+        if bool(mask.all()):
+            return
+        self.rows, self.x = self.rows[mask], self.x[mask]
+        self.paths = [_Path(path.budgets, path.delta[mask]) for path in self.paths]
+        self.gradients = self.gradients and [gradient[mask] for gradient in self.gradients]
+
+    def run(self, wanted: Wanted | None) -> None:
+        """All steps, or until nobody wants any of the images."""
+        if self.gradients is None:
+            self._evaluate(0)
+        for t in range(1, self.settings.steps + 1):
+            if wanted:
+                self.keep(torch.tensor(wanted(), device=self.x.device)[self.rows])
+            if len(self.rows) == 0:
+                return
+            assert self.gradients is not None
+            self.paths = [
+                child
+                for path, found in zip(self.paths, self.gradients, strict=True)
+                # Alg. 2, l. 4: delta <- delta - gamma sign(grad L_aux)
+                for child in path.moved(self.x, path.delta - self.settings.step_size * found.sign(), self.settings, t)
+            ]
+            self._evaluate(t)
+
+    def _evaluate(self, t: int) -> None:
+        """Losses at the iterates after t steps, and their gradients unless these are the last; offers what is a candidate."""
+        parts, last = len(self.paths), t == self.settings.steps
+        images = torch.cat([self.x + path.delta for path in self.paths])
+        if last:
             with torch.no_grad():
-                evaluation = objective(images)
-        if along or t == settings.steps:
-            losses, logits = evaluation.loss.chunk(len(paths)), evaluation.logits.chunk(len(paths))
-            for path, image, loss, read in zip(paths, images.chunk(len(paths)), losses, logits, strict=True):
-                best.offer(image, Evaluation(loss, read), min(path.budgets[0], reach))
+                evaluation = self.objective(images)
+        else:
+            evaluation, gradient = _forward(self.objective, images)
+            self.gradients = gradient().chunk(parts)
+        if not (last or self.settings.selection == "best-iterate"):
+            return
+        losses, logits = evaluation.loss.chunk(parts), evaluation.logits.chunk(parts)
+        for path, image, loss, read in zip(self.paths, images.chunk(parts), losses, logits, strict=True):
+            epsilon = min(path.budgets[0], self.settings.reach(t))
+            self.best.offer(self.rows, image, Evaluation(loss, read), epsilon)
 
 
 def _result(
@@ -188,9 +266,6 @@ def _result(
 ) -> Purified:
     forwards, backwards = passes(objective, settings)
     loss, logits = before.loss.detach(), before.logits.detach()
-    if best.image is None:  # the start was no candidate, and every image skipped
-        best.offer(x, before, 0.0)
-    assert best.image is not None
     return Purified(
         image=torch.where(skip[:, None, None, None], x, best.image),
         logits=torch.where(skip[:, None], logits, best.logits),
@@ -208,11 +283,8 @@ def passes(objective: Objective, settings: DescentSettings) -> tuple[int, int]:
     budgets = settings.descended()
     if not budgets:
         return objective.views, 0
-
-    def distinct(t: int) -> int:
-        """How many iterates differ after step t: each budget that binds has its own, the others share one."""
-        bound = sum(budget < t * settings.step_size - 1e-7 for budget in budgets)
-        return bound + (bound < len(budgets))
-
-    gradients = sum(distinct(t) for t in range(settings.steps))
-    return (gradients + distinct(settings.steps)) * objective.views, gradients * objective.gradient_views
+    distinct = [len(settings.groups(budgets, t)) for t in range(settings.steps + 1)]
+    gradients = sum(distinct[:-1])
+    # From a random start the incoming image is one evaluation more; else it is the start.
+    forwards = gradients + distinct[-1] + (settings.random_start > 0)
+    return forwards * objective.views, gradients * objective.gradient_views

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from models.classifiers import Classifier
-from models.purifiers.base import Material, Purified, Purifier, PurifierInfo, counted, register
+from models.purifiers.base import Material, Options, Purified, Purifier, PurifierInfo, Wanted, counted, register
 
 
 class NoPurifier:
@@ -27,12 +27,18 @@ class NoPurifier:
             objective=None,
         )
 
-    def purify(self, x: Tensor, seeds: Sequence[int] | None = None) -> Purified:
-        """See `Purifier`; returns the image unchanged."""
+    def purify(self, x: Tensor, seeds: Sequence[int] | None = None, wanted: Wanted | None = None) -> Purified:
+        """See `Purifier`; returns the image unchanged. One pass has no steps to stop between."""
         with torch.no_grad():
             logits = self.logits(x)
         epsilon = torch.zeros(len(x), device=x.device)
         return Purified(x.clone(), logits, epsilon, None, None, counted(x, 1), counted(x, 0))
+
+    def with_options(self, options: Options) -> Purifier:
+        """See `Purifier`; there are none."""
+        if options.given():
+            raise ValueError(f"purifier 'none' takes no options; got {', '.join(options.given())}")
+        return self
 
     def logits(self, x: Tensor) -> Tensor:
         """See `Purifier`."""

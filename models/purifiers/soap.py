@@ -26,8 +26,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.classifiers import Classifier
-from models.purifiers.base import Material, Purified, Purifier, PurifierInfo, register
+from models.purifiers.base import Material, Options, Purified, Purifier, PurifierInfo, Wanted, register
 from models.purifiers.descent import DescentSettings, Evaluation, Objective, descend, passes
+from models.rounding import by_rows
 
 PAPER = "Shi, Holtz, Mishne: Online Adversarial Purification based on Self-Supervision, ICLR 2021"
 
@@ -42,18 +43,23 @@ def flip_crop(x: Tensor) -> Tensor:
 
 def label_consistency(logits_1: Tensor, logits_2: Tensor) -> Tensor:
     """SOAP Eq. (8): squared L2 distance of two views' logits. (N, K), (N, K) -> (N,), each >= 0."""
-    return (logits_1 - logits_2).square().sum(dim=1)
+    return squared_length(logits_1 - logits_2)
 
 
 def rotation_error(rotation_logits: Tensor) -> Tensor:
     """SOAP Sec. 3.4: squared error of the predicted rotations against one-hot targets. (4, N, 4) -> (N,), each >= 0."""
     targets = torch.eye(4, dtype=rotation_logits.dtype, device=rotation_logits.device)
-    return (rotation_logits.softmax(dim=2) - targets[:, None]).square().sum(dim=(0, 2))
+    return squared_length((rotation_logits.softmax(dim=2) - targets[:, None]).transpose(0, 1))
 
 
 def reconstruction_error(x: Tensor, reconstruction: Tensor) -> Tensor:
     """SOAP Eq. (6) without input noise: squared L2 distance. (N, C, H, W) twice -> (N,), each >= 0."""
-    return (x - reconstruction).square().flatten(1).sum(dim=1)
+    return squared_length(x - reconstruction)
+
+
+def squared_length(x: Tensor) -> Tensor:
+    """Squared L2 norm of each image's values. (N, ...) -> (N,)."""
+    return by_rows(lambda rows: rows.square().sum(dim=1), x)
 
 
 def rotations(x: Tensor) -> Tensor:
@@ -75,6 +81,7 @@ class LabelConsistency:
     def __init__(self, classifier: Classifier, second_view_gradient: float, second_view_share: float) -> None:
         self.classifier, self.weight, self.share = classifier, second_view_gradient, second_view_share
         self.views, self.gradient_views = 2, 1 if second_view_gradient == 0 else 2
+        self.batch_invariant = classifier.batch_invariant
 
     def __call__(self, x: Tensor) -> Evaluation:
         if self.weight == 0:
@@ -106,6 +113,7 @@ class RotationPrediction:
 
     def __init__(self, classifier: Classifier) -> None:
         self.classifier, self.aux_head = classifier, _aux_head(classifier, "rotation head")
+        self.batch_invariant = classifier.batch_invariant
 
     def __call__(self, x: Tensor) -> Evaluation:
         z = self.classifier.features(rotations(x))
@@ -129,6 +137,7 @@ class Reconstruction:
 
     def __init__(self, classifier: Classifier) -> None:
         self.classifier, self.aux_head = classifier, _aux_head(classifier, "decoder")
+        self.batch_invariant = classifier.batch_invariant
 
     def __call__(self, x: Tensor) -> Evaluation:
         z = self.classifier.features(x)
@@ -167,31 +176,41 @@ class Soap:
         self, kind: str, summary: str, objective: SoapObjective, settings: DescentSettings, calibration: Sequence[float]
     ) -> None:
         self._objective: SoapObjective = objective
-        self.settings = settings
+        self.settings, self._calibration = settings, calibration
         self._skip_below = _threshold(settings, calibration)
         forwards, backwards = passes(objective, settings)
         self._info = PurifierInfo(
             kind=kind,
             paper=PAPER,
             summary=summary,
-            eps_pfy=min(settings.budgets[-1], settings.steps * settings.step_size),
+            eps_pfy=min(settings.budgets[-1], settings.reach(settings.steps)),
             forward_passes=forwards,
             backward_passes=backwards,
             objective=type(objective).__name__,
+            options=("epsilon", "steps"),
+            random=settings.random_start > 0,
         )
 
     @property
     def info(self) -> PurifierInfo:
         return self._info
 
-    def purify(self, x: Tensor, seeds: Sequence[int] | None = None) -> Purified:
-        """See `Purifier`; nothing here is random, so `seeds` change nothing."""
-        return descend(self._objective, x, self.settings, self._skip_below)
+    def purify(self, x: Tensor, seeds: Sequence[int] | None = None, wanted: Wanted | None = None) -> Purified:
+        """See `Purifier`; `seeds` matter only with a random start."""
+        return descend(self._objective, x, self.settings, self._skip_below, seeds=seeds, wanted=wanted)
 
-    def purify_with_candidates(self, x: Tensor) -> tuple[Purified, list[Tensor]]:
+    def with_options(self, options: Options) -> "Soap":
+        """See `Purifier`."""
+        settings = self.settings.with_options(options)
+        return Soap(self._info.kind, self._info.summary, self._objective, settings, self._calibration)
+
+    def purify_with_candidates(self, x: Tensor, seeds: Sequence[int] | None = None) -> tuple[Purified, list[Tensor]]:
         """`purify`, and the logits (N, K) of every candidate that it chose from: every budget, or every iterate."""
         candidates: list[Tensor] = []
-        return descend(self._objective, x, self.settings, self._skip_below, candidates.append), candidates
+        found = descend(
+            self._objective, x, self.settings, self._skip_below, seeds=seeds, on_candidate=candidates.append
+        )
+        return found, candidates
 
     def objective(self, x: Tensor) -> Tensor:
         """The auxiliary loss of each image, differentiable. (N, C, H, W) in [0, 1] -> (N,)."""

@@ -33,6 +33,7 @@ def _descents(network: Network, **more: Any) -> dict[str, tuple[Network, dict[st
     settings = {mode: {"selection": mode, **GRID, **more} for mode in get_args(Selection)}
     settings["skip"] = {"selection": "best-iterate", **GRID, **more, "skip_percentile": 50}
     settings["odd"] = {"selection": "min-aux", **ODD, **more}
+    settings["random"] = {"selection": "min-aux", **GRID, **more, "random_start": 0.02}
     return {name: (network, found) for name, found in settings.items()}
 
 
@@ -110,7 +111,7 @@ def _seeded_defense(kind: str, label: str) -> Defense:
     if "skip_percentile" not in settings:
         return build_defense(NAME, _card(network, PurifierEntry(kind=kind, settings=settings)), classifier)
     # Calibrated on the toy images themselves, so that half of them are skipped.
-    losses = build_defense(NAME, card, classifier).purify(toy_images(card)).objective_before
+    losses = build_defense(NAME, card, classifier).purify(toy_images(card), seeds=range(N)).objective_before
     percentiles = tuple(sorted(losses.quantile(torch.linspace(0, 1, 101)).tolist()))
     return build_defense(
         NAME, _card(network, PurifierEntry(kind=kind, settings=settings), {kind: percentiles}), classifier

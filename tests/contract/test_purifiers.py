@@ -5,12 +5,14 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from models.catalog import Defense
-from models.purifiers import Purified
+from models.purifiers import Options, Purified
 
+N = 6  # images in a batch, as in conftest.py
 FIELDS = ("image", "logits", "epsilon", "objective_before", "objective_after", "forward_passes", "backward_passes")
 
 
@@ -112,13 +114,64 @@ def test_an_image_alone_is_answered_as_in_a_batch(defense: Defense, images: Tens
     assert_agree(joined(solo), answer)
 
 
+def test_an_image_is_purified_to_the_same_bits_whatever_the_size_of_its_batch(
+    defense: Defense, images: Tensor, answer: Purified
+) -> None:
+    # Convolutions treat 2, 3, ... images alike on the CPUs that we know; see docs/architecture.md.
+    for size in (1, 2, 3, 5):
+        found = defense.purify(images[:size], seeds=range(size))
+        assert torch.equal(found.image, answer.image[:size]), size
+        if defense.classifier.batch_invariant:
+            assert_identical(found, answer, rows=slice(0, size))
+
+
+def test_a_seed_decides_what_is_random_and_nothing_else_does(
+    defense: Defense, images: Tensor, answer: Purified
+) -> None:
+    again = defense.purify(images, seeds=[seed + 1 for seed in range(N)])
+    assert defense.info.random != torch.equal(again.image, answer.image)
+
+
+def test_unwanted_images_are_dropped_and_the_others_answered(
+    defense: Defense, images: Tensor, answer: Purified
+) -> None:
+    mine = [1, 4]
+    with network_passes(defense) as passes:
+        found = defense.purify(images, seeds=range(N), wanted=lambda: [row in mine for row in range(N)])
+    assert torch.equal(found.image[mine], answer.image[mine])
+    if defense.info.backward_passes:
+        spent, alone = passes["backward"], int(answer.backward_passes[mine].sum())
+        assert spent < int(answer.backward_passes.sum()) or spent == alone
+
+
+def test_a_requests_budget_holds(defense: Defense, images: Tensor) -> None:
+    if "epsilon" not in defense.info.options:
+        with pytest.raises(ValueError, match="has no option epsilon; its options:"):
+            defense.with_options(Options(epsilon=0.01))
+        return
+    found = defense.with_options(Options(epsilon=0.01)).purify(images, seeds=range(N))
+    assert (found.image - images).abs().max() <= 0.01 + 1e-6
+    nothing = defense.with_options(Options(epsilon=0.0)).purify(images, seeds=range(N))
+    assert torch.equal(nothing.image, images)
+    with pytest.raises(ValueError, match="budgets"):
+        defense.with_options(Options(epsilon=1.5))
+
+
+def test_a_requests_steps_are_spent(defense: Defense, images: Tensor) -> None:
+    if "steps" in defense.info.options:
+        short = defense.with_options(Options(steps=1))
+        assert short.info.backward_passes < defense.info.backward_passes
+        assert int(short.purify(images, seeds=range(N)).backward_passes.max()) <= short.info.backward_passes
+    assert defense.with_options(Options()) is defense
+
+
 def test_same_image_and_seed_give_the_same_answer(defense: Defense, images: Tensor, answer: Purified) -> None:
     assert_identical(defense.purify(images, seeds=range(len(images))), answer)
 
 
 def test_the_argument_is_not_modified(defense: Defense, images: Tensor) -> None:
     before = images.clone()
-    purified = defense.purify(images)
+    purified = defense.purify(images, seeds=range(N))
     purified.image.zero_()
     assert torch.equal(images, before)
     assert not images.requires_grad
@@ -128,7 +181,7 @@ def test_the_network_is_left_alone(defense: Defense, images: Tensor) -> None:
     network = defense.classifier
     flags = [module.training for module in network.modules()], [p.requires_grad for p in network.parameters()]
     state = {name: value.clone() for name, value in network.state_dict().items()}
-    defense.purify(images[:2])
+    defense.purify(images[:2], seeds=[0, 1])
     assert ([module.training for module in network.modules()], [p.requires_grad for p in network.parameters()]) == flags
     assert all(p.grad is None for p in network.parameters())
     assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
@@ -168,11 +221,15 @@ def test_logits_are_differentiable(defense: Defense, images: Tensor) -> None:
 
 def test_reported_passes_are_those_that_ran(defense: Defense, images: Tensor, answer: Purified) -> None:
     busiest = int(answer.forward_passes.argmax())  # so not one that was skipped, where any was not
+    twice = images[[busiest, busiest]]  # alone it could be doubled, see Classifier.features
     with network_passes(defense) as passes:
-        solo = defense.purify(images[busiest : busiest + 1])
-    assert (passes["forward"], passes["backward"]) == (int(solo.forward_passes), int(solo.backward_passes))
-    assert passes["forward"] <= defense.info.forward_passes
-    assert passes["backward"] <= defense.info.backward_passes
+        found = defense.purify(twice, seeds=[0, 0])
+    assert (passes["forward"], passes["backward"]) == (
+        int(found.forward_passes.sum()),
+        int(found.backward_passes.sum()),
+    )
+    assert passes["forward"] <= 2 * defense.info.forward_passes
+    assert passes["backward"] <= 2 * defense.info.backward_passes
 
 
 def _row(purified: Purified, row: int) -> Purified:

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from models.classifiers import frozen
+from models.purifiers.base import Options
 from models.purifiers.descent import DescentSettings, Evaluation, descend, passes
 from models.purifiers.reference import purify_min_aux, purify_to_budget
 from models.purifiers.soap import LabelConsistency
@@ -19,6 +20,7 @@ class Toy:
     """A per-image objective made of a function; the logits are the image's first two pixels."""
 
     views = gradient_views = 1
+    batch_invariant = True
 
     def __init__(self, loss: Callable[[Tensor], Tensor]) -> None:
         self.loss = loss
@@ -191,3 +193,62 @@ def test_one_path_costs_a_gradient_a_step() -> None:
 def test_odd_budgets_are_refused(budgets: tuple[float, ...]) -> None:
     with pytest.raises(ValidationError, match=r"budgets must be in \[0, 1\] and strictly ascending"):
         settings(budgets=budgets)
+
+
+def test_a_random_start_is_inside_its_box_and_every_budget() -> None:
+    x, grid = images(8), settings("fixed", budgets=(0.03,), step_size=1e-6, steps=1, random_start=0.1)
+    moved = (descend(distance_to(0.5), x, grid, seeds=range(8)).image - x).abs()
+    assert moved.max() <= 0.03 + 1e-6
+    assert (moved > 0.029).float().mean() > 0.5  # most of a box of 0.1 lies beyond a budget of 0.03
+
+
+def test_a_random_start_is_drawn_for_each_image_from_its_own_seed() -> None:
+    x, grid = images(4), settings("best-iterate", random_start=0.03)
+    together = descend(Toy(ripples), x, grid, seeds=[7, 8, 9, 7]).image
+    alone = torch.cat([descend(Toy(ripples), x[i : i + 1], grid, seeds=[(7, 8, 9, 7)[i]]).image for i in range(4)])
+    assert torch.equal(together, alone)
+    assert not torch.equal(together, descend(Toy(ripples), x, grid, seeds=[7, 8, 9, 6]).image)
+
+
+def test_a_random_start_needs_a_seed_for_each_image() -> None:
+    for seeds, came in ((None, "none"), ([1, 2], "2")):
+        with pytest.raises(ValueError, match=f"needs a seed for each of 4 images; got {came}"):
+            descend(Toy(ripples), images(4), settings(random_start=0.1), seeds=seeds)
+
+
+def test_a_random_start_costs_one_evaluation_more() -> None:
+    assert passes(distance_to(0), settings("best-iterate", random_start=0.01)) == (7, 5)
+
+
+def test_the_descent_ends_when_nobody_wants_it() -> None:
+    calls: list[int] = []
+
+    def counting(x: Tensor) -> Tensor:
+        calls.append(len(x))
+        return ripples(x)
+
+    left = iter([[True] * 4, [True, False, True, False], [False] * 4])
+    descend(Toy(counting), images(4), settings("fixed", budgets=(0.3,)), wanted=lambda: next(left))
+    assert calls == [4, 4, 2]  # the start, a step with all four, a step with two
+
+
+def test_skipped_images_leave_the_batch() -> None:
+    sizes: list[int] = []
+
+    def counting(x: Tensor) -> Tensor:
+        sizes.append(len(x))
+        return (x - 0.5).square().flatten(1).sum(1)
+
+    x = torch.tensor([0.45, 0.2, 0.1]).view(3, 1, 1, 1)
+    descend(Toy(counting), x, settings("fixed", budgets=(0.1,), step_size=0.1, steps=2), skip_below=0.05)
+    assert sizes == [3, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("selection", "epsilon", "expected"),
+    [("min-aux", 0.02, (0.0, 0.01, 0.02)), ("min-aux", 0.5, (0.0, 0.01, 0.03, 0.5)), ("fixed", 0.02, (0.02,))],
+)
+def test_a_requests_budget_cuts_the_grid_or_extends_it(selection, epsilon, expected) -> None:
+    grid = settings(selection, budgets=(0.0, 0.01, 0.03))
+    assert grid.with_options(Options(epsilon=epsilon)).budgets == expected
+    assert grid.with_options(Options(steps=9)).steps == 9

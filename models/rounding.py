@@ -1,0 +1,18 @@
+"""The same bits for an image whatever the size of its batch, for the operations whose kernels depend on the number of rows."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+# Rows of each call. A product of matrices or a sum is rounded in an order that its kernel picks by the number of rows; with
+# a fixed number it picks the same one, and as a multiple of vectors and threads it treats all rows alike.
+BLOCK = 64
+
+
+def by_rows(call: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """`call` on blocks of exactly `BLOCK` rows, the last filled up with zeros; differentiable. (N, ...) -> (N, ...)."""
+    rows = x.flatten(1)
+    filled = F.pad(rows, (0, 0, 0, -len(rows) % BLOCK))
+    return torch.cat([call(block) for block in filled.split(BLOCK)])[: len(x)]
