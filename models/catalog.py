@@ -212,6 +212,10 @@ class Catalog:
         """
         return self.load(self.resolve(model, purifier, classifier))
 
+    def loaded(self, offer: Offer) -> Defense | None:
+        """The running form of an offer if it is built already; never waits."""
+        return self._defenses.get((offer.model, offer.classifier, offer.purifier))
+
     def load(self, offer: Offer) -> Defense:
         """The running form of an offer, built on first use."""
         key = (offer.model, offer.classifier, offer.purifier)

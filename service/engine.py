@@ -4,9 +4,10 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import anyio
 import torch
@@ -16,14 +17,19 @@ from torch import Tensor
 from models.catalog import Catalog, Defense, Offer
 from models.catalog import UnknownName as NotInCatalog
 from models.checkpoint import CheckpointError
+from models.purifiers import Options
 from service import errors, worker
 from service.decode import decode
-from service.lanes import Done, Expired
-from service.pipeline import Answer, Lane, Work, run_batch
+from service.lanes import Done, Entry, Expired, Limits, QueueFull
+from service.pipeline import Answer, Lane, Work, freed_memory, run_batch
 from service.settings import Settings
+from service.votes import Prediction, predictions
 
 log = logging.getLogger(__name__)
 R = TypeVar("R")
+
+# Between probes of a device in trouble, and what clients are told to wait meanwhile.
+PROBE_S = 5.0
 
 # A seed that JSON readers with 64-bit floats (JavaScript) keep exactly.
 SEED_LIMIT = 2**53
@@ -39,20 +45,41 @@ _UNKNOWN = {
 
 @dataclass(frozen=True)
 class Ask:
-    """What a request wants of an image. seed: drawn where None."""
+    """What a request wants of an image, and the lane that this goes to. seed: drawn where None."""
 
     offer: Offer
+    lane: Lane
+    votes: int = 1
     top_k: int = 1
     seed: int | None = None
     want_image: bool = False
 
 
 @dataclass(frozen=True)
+class Deadline:
+    """When a request must be answered, on the clock of `time.monotonic`, and how long that was from its arrival."""
+
+    at: float
+    timeout_ms: float
+
+    @classmethod
+    def after(cls, timeout_ms: float) -> "Deadline":
+        """So long from now."""
+        return cls(time.monotonic() + timeout_ms / 1000, timeout_ms)
+
+    def left_s(self) -> float:
+        """Seconds until then; negative afterwards."""
+        return self.at - time.monotonic()
+
+
+@dataclass(frozen=True)
 class Served:
-    """An answer and what it took."""
+    """An answer and what it took. answer: of the first vote, where there were several; predictions are of all."""
 
     offer: Offer
     seed: int
+    predictions: tuple[Prediction, ...]
+    before: tuple[Prediction, ...] | None
     answer: Answer
     decode_ms: float
     queue_ms: float
@@ -62,17 +89,26 @@ class Served:
 class Engine:
     """Answers images. Made and used in one event loop; everything that computes runs in threads."""
 
-    def __init__(self, settings: Settings, catalog: Catalog | None = None) -> None:
+    def __init__(
+        self, settings: Settings, catalog: Catalog | None = None, observer: worker.Observer[Lane] | None = None
+    ) -> None:
         self.settings = settings
         self._catalog = catalog
         self._waits_for: str | None = "the catalog is not loaded yet"
+        self._nurse: asyncio.Task[None] | None = None
         self._decoders = anyio.CapacityLimiter(settings.decode_threads)
+        limits: Limits[Lane] = Limits(
+            batch_items=settings.max_batch_size,
+            batch_s=settings.max_batch_ms / 1000,
+            wait_s=settings.max_wait_ms / 1000,
+            queue_items=settings.queue_limit_images,
+            queue_s=settings.queue_limit_ms / 1000,
+            group=lambda lane: lane.group,
+            units=lambda lane: lane.units,
+        )
+        care = worker.Care(freed_memory, hang_s=settings.hang_timeout_ms / 1000)
         self._worker: worker.BatchWorker[Lane, Work, Answer] = worker.BatchWorker(
-            run_batch,
-            max_batch_size=settings.max_batch_size,
-            queue_limit=settings.queue_limit_images,
-            max_wait_ms=settings.max_wait_ms,
-            name="device",
+            run_batch, limits, care=care, observer=observer, name="device"
         )
 
     def start(self) -> None:
@@ -80,6 +116,7 @@ class Engine:
         if self.settings.threads is not None:
             torch.set_num_threads(self.settings.threads)
         self._worker.start()
+        self._nurse = asyncio.create_task(self._probe_while_in_trouble())
 
     async def load(self) -> None:
         """Open the catalog and run the default defense once; what goes wrong is logged and stays in `unready`."""
@@ -98,13 +135,24 @@ class Engine:
             self._waits_for = f"loading failed: {type(error).__name__}"
             log.exception("not ready")
 
+    def drain(self) -> None:
+        """Turn not ready while what was accepted, and for a while what still comes, is answered."""
+        self._waits_for = "the service is shutting down"
+
     async def close(self) -> None:
         """Finish what waits (no longer than a request may take), then stop."""
+        if self._nurse is not None:
+            self._nurse.cancel()
+            await asyncio.gather(self._nurse, return_exceptions=True)
         await to_thread.run_sync(self._worker.close, self.settings.timeout_ms / 1000)
 
     def unready(self) -> str | None:
         """Why requests can't be relied on to be answered; None when all is well."""
-        return self._waits_for if self._worker.alive else "the worker thread is not running"
+        return self._waits_for or self._worker.trouble()
+
+    def waiting(self) -> tuple[int, float]:
+        """How many images wait, and how long they should take, in seconds."""
+        return self._worker.waiting()
 
     @property
     def catalog(self) -> Catalog:
@@ -129,38 +177,67 @@ class Engine:
         except NotInCatalog as error:
             raise _UNKNOWN[error.what](str(error), error.known) from error
 
-    def check_room(self) -> None:
-        """Refuse early: before a body is read that nobody can work on.
+    async def ask(self, offer: Offer, options: Options, votes: int = 1, **wishes: Any) -> Ask:
+        """What a request wants, checked against what the purifier can and the operator allows.
+
+        Raises:
+            errors.BadParameter
+        """
+        allowed = {
+            "epsilon": self.settings.max_epsilon,
+            "steps": self.settings.max_steps,
+            "votes": self.settings.max_votes,
+        }
+        for name, value in {**vars(options), "votes": votes}.items():
+            if value is not None and value > allowed[name]:
+                raise errors.BadParameter(f"{name}: {value} came; this service allows at most {allowed[name]}")
+        defense, spec = await self._load(offer), offer.card.input
+        try:
+            lane = Lane.of(defense, options, (spec.channels, spec.height, spec.width))
+        except ValueError as error:
+            raise errors.BadParameter(str(error)) from error
+        if votes > 1 and not lane.defense.info.random:
+            raise errors.BadParameter(
+                f"votes: purifier {offer.purifier!r} draws no random numbers, so every vote would be the same; leave it away"
+            )
+        return Ask(offer, lane, votes, **wishes)
+
+    def check_room(self, ask: Ask, images: int = 1) -> None:
+        """Refuse early: before a body is read that nobody can work on, and before images of which some would find no place.
 
         Raises:
             errors.QueueFull, errors.NotReady.
         """
-        if not self._worker.alive:
-            raise errors.NotReady("the worker thread is not running", retry_after_s=10)
-        try:
-            self._worker.check_room()
-        except worker.QueueFull as full:
-            raise errors.QueueFull(f"{full.limit} images wait, the most that may", full.expected_s) from full
+        with self._problems():
+            self._worker.check_room(ask.lane, images * ask.votes)
 
-    async def answer(self, data: bytes, ask: Ask, deadline: float) -> Served:
-        """Decode, purify and classify one image file. deadline: on the clock of `time.monotonic`.
+    async def answer(self, data: bytes, ask: Ask, deadline: Deadline) -> Served:
+        """Decode, purify and classify one image file.
 
-        Cancelling this withdraws the image from the queue.
+        Cancelling this withdraws the image from the queue, or from its batch at the next step.
 
         Raises:
             errors.Problem: everything that can happen.
         """
-        try:
-            async with asyncio.timeout(deadline - time.monotonic()):
+        with self._problems(deadline):
+            async with asyncio.timeout(deadline.left_s()):
                 return await self._answer(data, ask, deadline)
+
+    @contextmanager
+    def _problems(self, deadline: Deadline | None = None) -> Iterator[None]:
+        """What can go wrong, as problems."""
+        try:
+            yield
         except errors.Problem:
             raise
         except (TimeoutError, Expired) as error:
-            raise errors.DeadlineExceeded(self.settings.timeout_ms) from error
-        except worker.QueueFull as full:
-            raise errors.QueueFull(f"{full.limit} images wait, the most that may", full.expected_s) from full
+            raise errors.DeadlineExceeded(deadline.timeout_ms if deadline else self.settings.timeout_ms) from error
+        except QueueFull as full:
+            raise errors.QueueFull(str(full), full.retry_after_s, self.settings.shed_status) from full
+        except worker.OutOfMemory as error:
+            raise errors.OutOfMemory(str(error), retry_after_s=PROBE_S) from error
         except worker.Stopped as stopped:
-            raise errors.NotReady(str(stopped), retry_after_s=10) from stopped
+            raise errors.NotReady(str(stopped), retry_after_s=PROBE_S) from stopped
         except Exception as error:  # the border of the image: the caller gets an id, the log gets the rest
             raise errors.Internal from error
 
@@ -168,25 +245,58 @@ class Engine:
         """Run what computes away from the event loop, a few at a time."""
         return await to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._decoders)
 
-    async def _answer(self, data: bytes, ask: Ask, deadline: float) -> Served:
-        defense, image, decode_ms = await self.in_thread(lambda: self._prepare(data, ask.offer))
-        seed = secrets.randbelow(SEED_LIMIT) if ask.seed is None else ask.seed
-        work = Work(image, seed, ask.top_k, ask.want_image)
-        done = await self._run(Lane.of(defense, image), work, deadline)
-        return Served(ask.offer, seed, done.value, decode_ms, done.queue_ms, done.batch_size)
+    async def _load(self, offer: Offer) -> Defense:
+        """Building a network takes a while, so not in the event loop."""
+        catalog = self.catalog
+        return catalog.loaded(offer) or await self.in_thread(lambda: catalog.load(offer))
 
-    def _prepare(self, data: bytes, offer: Offer) -> tuple[Defense, Tensor, float]:
+    async def _answer(self, data: bytes, ask: Ask, deadline: Deadline) -> Served:
+        image, decode_ms = await self.in_thread(lambda: self._decode(data, ask.offer))
+        seed = secrets.randbelow(SEED_LIMIT) if ask.seed is None else ask.seed
+        works = [
+            Work(image, (seed + vote) % SEED_LIMIT, ask.want_image and vote == 0, self.settings.reveal_unpurified)
+            for vote in range(ask.votes)
+        ]
+        done = await self._run(ask.lane, works, deadline.at)
+        first, labels = done[0], ask.offer.card.labels
+        return Served(
+            offer=ask.offer,
+            seed=seed,
+            predictions=predictions([each.value.probabilities for each in done], labels, ask.top_k),
+            before=None if first.value.before is None else predictions([first.value.before], labels, ask.top_k),
+            answer=first.value,
+            decode_ms=decode_ms,
+            queue_ms=first.queue_ms,
+            batch_size=first.batch_size,
+        )
+
+    def _decode(self, data: bytes, offer: Offer) -> tuple[Tensor, float]:
         started = time.perf_counter()
         image = decode(data, offer.card.input, self.settings.max_pixels)
-        decode_ms = 1000 * (time.perf_counter() - started)
-        return self.catalog.load(offer), image, decode_ms
+        return image, 1000 * (time.perf_counter() - started)
 
-    async def _run(self, lane: Lane, work: Work, deadline: float | None = None) -> Done[Answer]:
-        return await asyncio.wrap_future(self._worker.submit(lane, work, deadline))
+    async def _run(self, lane: Lane, works: Sequence[Work], deadline: float | None = None) -> list[Done[Answer]]:
+        entries: list[Entry[Work, Answer]] = []
+        try:
+            for work in works:
+                entries.append(
+                    self._worker.submit(lane, work, deadline)
+                )  # one by one: a refusal leaves some to withdraw
+            return await asyncio.gather(*(asyncio.wrap_future(entry.future) for entry in entries))
+        finally:
+            for entry in entries:
+                entry.withdraw()  # changes nothing for those that are done
 
     async def _warm(self, offer: Offer) -> None:
-        defense = await to_thread.run_sync(self.catalog.load, offer)
-        spec = offer.card.input
+        ask = await self.ask(offer, Options())
         # Noise, not a plain grey: a purifier that skips what looks clean would leave its gradients cold.
-        image = torch.rand(spec.channels, spec.height, spec.width, generator=torch.Generator().manual_seed(0))
-        await self._run(Lane.of(defense, image), Work(image, seed=0))
+        image = torch.rand(ask.lane.shape, generator=torch.Generator().manual_seed(0))
+        await self._run(ask.lane, [Work(image, seed=0)])
+
+    async def _probe_while_in_trouble(self) -> None:
+        """Nobody sends requests to a service that is not ready, so it has to find out itself whether it is again."""
+        while True:
+            await asyncio.sleep(PROBE_S)
+            if self._waits_for is None and self._worker.trouble():
+                with suppress(Exception):  # still in trouble, which the worker has logged
+                    await self._warm(self.choose())

@@ -24,6 +24,7 @@ Problem
 |-- Internal               500  internal-error        details are in the log, under the request's id
 |-- Unavailable            503  with Retry-After
 |   |-- QueueFull               queue-full
+|   |-- OutOfMemory             out-of-memory         this image, even with few others
 |   `-- NotReady                not-ready
 |-- DeadlineExceeded       504  deadline-exceeded
 `-- HttpProblem            404, 405 and whatever else the framework says
@@ -283,10 +284,25 @@ class Unavailable(Problem):
 
 
 class QueueFull(Unavailable):
-    """As many images wait as may."""
+    """As much waits as may. Some clients and proxies want a 429 for this: a setting."""
 
     code = "queue-full"
     title = "The queue is full"
+
+    def __init__(self, detail: str, retry_after_s: float, status: int = 503) -> None:
+        super().__init__(detail, retry_after_s)
+        self._status = status
+
+    def render(self, instance: str, request_id: str) -> dict[str, Any]:
+        """See `Problem`."""
+        return {**super().render(instance, request_id), "status": self._status}
+
+
+class OutOfMemory(Unavailable):
+    """The device had no room."""
+
+    code = "out-of-memory"
+    title = "Out of memory"
 
 
 class NotReady(Unavailable):
@@ -305,7 +321,7 @@ class DeadlineExceeded(Problem):
 
     def __init__(self, timeout_ms: float) -> None:
         super().__init__(
-            f"no answer within {timeout_ms:.0f} ms; try again, or choose a cheaper purifier (GET /purifiers)"
+            f"no answer within {timeout_ms:.0f} ms; allow more time, or choose a cheaper purifier (GET /purifiers)"
         )
 
 

@@ -1,22 +1,39 @@
-"""What waits for the worker, and which of it goes next. Plain data: no thread, no clock, no lock in here."""
+"""What waits for the worker, and which of it goes next. Plain data: no thread, no clock, no lock in here.
+
+A lane holds what may share a batch. Lanes belong to groups (one a defense), and it is groups that are treated fairly: each is
+served by the device's time, and each may fill its share of the queue, so that a flood for a slow purifier neither starves nor
+locks out a quick one, however many lanes it opens with odd options.
+"""
 
 from collections import deque
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
+from math import inf
 from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
 R = TypeVar("R")
 
+# Empty lanes that are remembered, for what their items take; callers' options could make any number of lanes.
+REMEMBERED = 256
 
-LATE = "the deadline passed in the queue"
+# Batches whose times are remembered to expect the next one's.
+RECENT = 8
 
 
 class Expired(Exception):
-    """The deadline passed before the item's batch began."""
+    """The deadline passed before the item was done."""
+
+
+class QueueFull(Exception):
+    """As much waits as may wait. retry_after_s: when it is worth another try, by what the waiting items should take."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 @dataclass(frozen=True)
@@ -31,15 +48,21 @@ class Done(Generic[R]):
 
 @dataclass(eq=False)
 class Entry(Generic[T, R]):
-    """An item that waits. Times are on the worker's clock, in seconds."""
+    """An item and its future. Times are on the worker's clock, in seconds."""
 
     item: T
     arrived: float
     deadline: float | None = None
     future: "Future[Done[R]]" = field(default_factory=Future)
+    withdrawn: bool = False
+
+    def withdraw(self) -> None:
+        """The caller has left: drop the item from the queue, or from its batch at the next step."""
+        self.withdrawn = True
+        self.future.cancel()
 
     def finish(self, outcome: "Done[R] | BaseException") -> None:
-        """Answer the caller. The first answer stands: at shutdown a hung batch may end after its callers were told."""
+        """Answer the caller. The first answer stands: a hung batch may end after its callers were told."""
         with suppress(InvalidStateError):
             if isinstance(outcome, BaseException):
                 self.future.set_exception(outcome)
@@ -51,94 +74,120 @@ class Entry(Generic[T, R]):
         if self.future.set_running_or_notify_cancel():
             self.finish(reason)
 
-    def stale(self, now: float) -> bool:
-        """Nobody waits for this any more, or it is too late."""
-        return self.future.cancelled() or self.late(now)
-
     def late(self, now: float) -> bool:
         """Its deadline has passed."""
         return self.deadline is not None and self.deadline <= now
 
+    def stale(self, now: float) -> bool:
+        """Nobody waits for this any more, or it is too late."""
+        return self.withdrawn or self.future.cancelled() or self.late(now)
 
-def gather(waiting: "deque[Entry[T, R]]", limit: int, now: float) -> list[Entry[T, R]]:
-    """Take a batch of at most `limit` from the front; what was cancelled is dropped, what is late fails with `Expired`.
 
-    From here on the entries' futures are running: their callers can leave, but can't withdraw them.
+@dataclass(frozen=True)
+class Limits(Generic[K]):
+    """How much may run at once and how much may wait.
+
+    batch_items, batch_s: the most items of a batch, and how long it should take. wait_s: how long an idle worker waits for
+    company. queue_items: the most that may wait in all. queue_s: how much work may wait, in expected seconds; where several
+    groups wait, each may fill its even share. group: what a lane belongs to. units: what an item of a lane costs compared with
+    others, to guess its time before one has run.
     """
-    batch: list[Entry[T, R]] = []
-    while waiting and len(batch) < limit:
-        entry = waiting.popleft()
-        if entry.late(now):
-            entry.drop(Expired(LATE))
-        elif entry.future.set_running_or_notify_cancel():
-            batch.append(entry)
-    return batch
+
+    batch_items: int
+    queue_items: int
+    batch_s: float = inf
+    wait_s: float = 0.0
+    queue_s: float = inf
+    group: Callable[[K], Hashable] = lambda key: key
+    units: Callable[[K], float] = lambda key: 1.0
 
 
 @dataclass(eq=False)
 class _Lane(Generic[T, R]):
+    group: Hashable
+    units: float
+    most: int  # items of a batch
     waiting: "deque[Entry[T, R]]" = field(default_factory=deque)
-    served_s: float = 0.0
-    item_s: float = 0.0  # learned time of one item
+    recent_s: "deque[float]" = field(default_factory=lambda: deque(maxlen=RECENT))  # time of an item in its last batches
 
 
 class Lanes(Generic[K, T, R]):
-    """Queues by key. The lane that was served least, in seconds, goes first: a slow one can't starve a quick one.
+    """Queues by key. Of the lanes that are due, the one of the group that was served least, in seconds, goes first.
 
-    A lane is never forgotten, so keys should come from a small set.
+    Args:
+        on_drop: hears of each entry that is dropped unserved: (lane, whether it was late; else its caller had left).
     """
 
-    def __init__(self, max_batch_size: int, max_wait_s: float = 0.0) -> None:
-        self._max_batch_size, self._max_wait_s = max_batch_size, max_wait_s
-        self._lanes: dict[K, _Lane[T, R]] = {}
-        self._now_served_s = 0.0  # served_s of the lane that was picked last
+    def __init__(self, limits: Limits[K], on_drop: Callable[[K, bool], None] = lambda key, late: None) -> None:
+        self._limits, self._on_drop = limits, on_drop
+        self._lanes: dict[K, _Lane[T, R]] = {}  # the least recently used first
+        self._served_s: dict[Hashable, float] = {}
+        self._now_served_s = 0.0  # of the group that was picked last
+        self._recent_unit_s: deque[float] = deque(maxlen=RECENT)  # time of a unit, over all lanes
 
     def __len__(self) -> int:
         """Entries that wait."""
         return sum(len(lane.waiting) for lane in self._lanes.values())
 
     def put(self, key: K, entry: Entry[T, R]) -> None:
-        """Queue an entry. A lane that was empty starts level with the others: idle time earns no credit."""
-        lane = self._lanes.setdefault(key, _Lane())
-        if not lane.waiting:
-            lane.served_s = max(lane.served_s, self._now_served_s)
+        """Queue an entry. A group that was idle starts level with the others: idle time earns no credit."""
+        lane = self._lane(key)
+        if not any(busy.group == lane.group for _, busy in self._busy()):
+            self._served_s[lane.group] = max(self._served_s.get(lane.group, 0.0), self._now_served_s)
         lane.waiting.append(entry)
 
+    def check_room(self, key: K, items: int, now: float) -> None:
+        """Whether so many items more may wait.
+
+        Raises:
+            QueueFull
+        """
+        if self._refusal(key, items):
+            self._sweep(now)
+        if refusal := self._refusal(key, items):
+            raise refusal
+
     def pick(self, now: float, hurry: bool = False) -> K | None:
-        """The least served lane that is due: full, or its first entry has waited long enough, or we are in a `hurry`."""
-        due = [key for key, lane in self._busy() if hurry or self._due_at(lane) <= now]
-        return min(due, key=lambda key: self._lanes[key].served_s, default=None)
+        """The lane to serve: due (full, waited long enough, or we are in a `hurry`), of the least served group, oldest first."""
+        due = [(key, lane) for key, lane in self._busy() if hurry or self._due_at(lane) <= now]
+        if not due:
+            return None
+        return min(due, key=lambda each: (self._served_s[each[1].group], each[1].waiting[0].arrived))[0]
 
     def due_at(self) -> float | None:
         """When the next lane is due; None where nothing waits."""
         return min((self._due_at(lane) for _, lane in self._busy()), default=None)
 
     def take(self, key: K, now: float) -> list[Entry[T, R]]:
-        """A batch of this lane; empty if nobody waits for any of it any more."""
+        """A batch of this lane; empty if nobody waits for any of it any more.
+
+        From here on the entries' futures are running: their callers can leave, but can't cancel them.
+        """
         lane = self._lanes[key]
-        self._now_served_s = lane.served_s
-        return gather(lane.waiting, self._max_batch_size, now)
+        self._now_served_s = self._served_s[lane.group]
+        limit, batch = self._batch_limit(lane), list[Entry[T, R]]()
+        while lane.waiting and len(batch) < limit:
+            entry = lane.waiting.popleft()
+            if entry.stale(now):
+                self._drop(key, entry, now)
+            elif entry.future.set_running_or_notify_cancel():
+                batch.append(entry)
+        return batch
 
     def served(self, key: K, seconds: float, items: int) -> None:
         """Book a batch that ran."""
-        lane = self._lanes[key]
-        lane.served_s += seconds
-        each = seconds / items
-        lane.item_s = each if lane.item_s == 0 else 0.8 * lane.item_s + 0.2 * each
+        lane = self._lane(key)
+        self._served_s[lane.group] = self._served_s.get(lane.group, 0.0) + seconds
+        lane.recent_s.append(seconds / items)
+        self._recent_unit_s.append(seconds / items / lane.units)
+
+    def shrink(self, key: K, most: int) -> None:
+        """From now on this lane's batches have at most so many items."""
+        self._lane(key).most = max(1, most)
 
     def expected_s(self) -> float:
         """How long what waits will take, by what each lane has taken so far."""
-        return sum(len(lane.waiting) * lane.item_s for _, lane in self._busy())
-
-    def sweep(self, now: float) -> None:
-        """Drop what nobody waits for; done when the queue looks full."""
-        for lane in self._lanes.values():
-            entries, lane.waiting = lane.waiting, deque()
-            for entry in entries:
-                if entry.stale(now):
-                    entry.drop(Expired(LATE))
-                else:
-                    lane.waiting.append(entry)
+        return sum(len(lane.waiting) * self._item_s(lane) for _, lane in self._busy())
 
     def clear(self) -> list[Entry[T, R]]:
         """Take everything."""
@@ -147,9 +196,65 @@ class Lanes(Generic[K, T, R]):
             lane.waiting.clear()
         return entries
 
-    def _busy(self) -> Iterator[tuple[K, _Lane[T, R]]]:
-        return ((key, lane) for key, lane in self._lanes.items() if lane.waiting)
+    def _refusal(self, key: K, items: int) -> QueueFull | None:
+        limits = self._limits
+        waiting = len(self)
+        if waiting + items > limits.queue_items:
+            return QueueFull(f"{waiting} images wait, of {limits.queue_items} that may", self.expected_s())
+        lane = self._lane(key)
+        groups = {busy.group for _, busy in self._busy()} | {lane.group}
+        queued_s = sum(len(busy.waiting) * self._item_s(busy) for _, busy in self._busy() if busy.group == lane.group)
+        share_s = limits.queue_s / len(groups)
+        # What finds its group idle may always wait: else a large request could never be served.
+        if queued_s and queued_s + items * self._item_s(lane) > share_s:
+            return QueueFull(f"about {queued_s:.1f} s of work wait for this purifier", queued_s * len(groups))
+        return None
+
+    def _sweep(self, now: float) -> None:
+        """Drop what nobody waits for."""
+        for key, lane in self._busy():
+            entries, lane.waiting = lane.waiting, deque()
+            for entry in entries:
+                if entry.stale(now):
+                    self._drop(key, entry, now)
+                else:
+                    lane.waiting.append(entry)
+
+    def _drop(self, key: K, entry: Entry[T, R], now: float) -> None:
+        late = not (entry.withdrawn or entry.future.cancelled())
+        entry.drop(Expired("the deadline passed in the queue"))
+        self._on_drop(key, late)
+
+    def _lane(self, key: K) -> _Lane[T, R]:
+        lane = self._lanes.pop(key, None)
+        if lane is None:
+            lane = _Lane(self._limits.group(key), self._limits.units(key), self._limits.batch_items)
+            self._forget_one()
+        self._lanes[key] = lane
+        return lane
+
+    def _forget_one(self) -> None:
+        if len(self._lanes) >= REMEMBERED:
+            oldest = next((key for key, lane in self._lanes.items() if not lane.waiting), None)
+            if oldest is not None:
+                del self._lanes[oldest]
+
+    def _busy(self) -> list[tuple[K, _Lane[T, R]]]:
+        return [(key, lane) for key, lane in self._lanes.items() if lane.waiting]
+
+    def _item_s(self, lane: _Lane[T, R]) -> float:
+        """What an item should take: the best of the last batches, since a cold start or a batch of one says little.
+
+        A lane that has hardly run yet is also guessed by its units.
+        """
+        guess_s = lane.units * min(self._recent_unit_s, default=0.0)
+        return min(lane.recent_s) if len(lane.recent_s) == RECENT else min([*lane.recent_s, guess_s])
+
+    def _batch_limit(self, lane: _Lane[T, R]) -> int:
+        item_s = self._item_s(lane)
+        in_time = self._limits.batch_s / item_s if item_s else inf
+        return max(1, int(min(lane.most, in_time)))
 
     def _due_at(self, lane: _Lane[T, R]) -> float:
-        full = len(lane.waiting) >= self._max_batch_size
-        return float("-inf") if full else lane.waiting[0].arrived + self._max_wait_s
+        full = len(lane.waiting) >= self._batch_limit(lane)
+        return -inf if full else lane.waiting[0].arrived + self._limits.wait_s

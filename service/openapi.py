@@ -24,8 +24,8 @@ RESULT = ClassifyReply(
     classifier="resnet18-soap-lc",
     purifier="soap-lc",
     predictions=[
-        PredictionReply(label="ship", index=8, probability=0.9312),
-        PredictionReply(label="airplane", index=0, probability=0.0521),
+        PredictionReply(label="ship", index=8, probability=0.93, votes=1),
+        PredictionReply(label="airplane", index=0, probability=0.05, votes=0),
     ],
     purification=PurificationReply(
         epsilon=0.0314,

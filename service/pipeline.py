@@ -1,5 +1,6 @@
 """Purify and classify one batch. Runs in the worker's thread: no asyncio, no HTTP."""
 
+import gc
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from models.catalog import Defense
-from models.purifiers import Purified
+from models.purifiers import Options, Purified, Wanted
 
 
 class NotFinite(ArithmeticError):
@@ -17,21 +18,41 @@ class NotFinite(ArithmeticError):
 
 @dataclass(frozen=True)
 class Lane:
-    """What may share a batch: one defense, one shape. Two lanes of the same names and shape are the same lane."""
+    """What may share a batch: one defense with one request's options, one shape. Equal where everything but `defense` is."""
 
     model: str
     classifier: str
     purifier: str
+    weights_sha256: str
+    options: Options
     shape: tuple[int, ...]
     defense: Defense = field(compare=False, repr=False)
 
     @classmethod
-    def of(cls, defense: Defense, image: Tensor) -> "Lane":
-        """The lane of an image (C, H, W)."""
-        return cls(defense.card.model, defense.card.classifier, defense.name, tuple(image.shape), defense)
+    def of(cls, defense: Defense, options: Options, shape: Sequence[int]) -> "Lane":
+        """The lane of images of `shape` (C, H, W).
+
+        Raises:
+            ValueError: the purifier can't take the options.
+        """
+        card = defense.card
+        names = card.model, card.classifier, defense.name, card.weights_sha256
+        return cls(*names, options, tuple(shape), defense.with_options(options))
+
+    @property
+    def group(self) -> tuple[str, str, str]:
+        """What is treated fairly, whatever the options are that come."""
+        return self.model, self.classifier, self.purifier
+
+    @property
+    def units(self) -> float:
+        """What an image costs, in forward passes; a backward pass counts as two."""
+        info = self.defense.info
+        return info.forward_passes + 2 * info.backward_passes
 
     def __str__(self) -> str:
-        return f"{self.model}/{self.classifier}/{self.purifier}/{'x'.join(map(str, self.shape))}"
+        name = f"{self.model}/{self.classifier}/{self.purifier}/{'x'.join(map(str, self.shape))}"
+        return name + "".join(f"/{option}={getattr(self.options, option)}" for option in self.options.given())
 
 
 @dataclass(frozen=True)
@@ -40,29 +61,22 @@ class Work:
 
     image: Tensor
     seed: int
-    top_k: int = 5
     want_image: bool = False
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """A class, and its softmax probability after purification."""
-
-    label: str
-    index: int
-    probability: float
+    want_before: bool = False
 
 
 @dataclass(frozen=True)
 class Answer:
     """What was done to one image and what it shows.
 
-    epsilon is the budget that was chosen; linf and l2 measure the change itself, in [0, 1] units. image is the purified
-    (C, H, W) on the CPU, where it was asked for. purify_ms is the time of the whole batch; classification is in it, because
-    the logits fall out of the purifier's own passes.
+    probabilities is the softmax (K,) after purification, before the same without it, where it was asked for. epsilon is the
+    budget that was chosen; linf and l2 measure the change itself, in [0, 1] units. image is the purified (C, H, W) on the
+    CPU, where it was asked for. purify_ms is the time of the whole batch; classification is in it, because the logits fall
+    out of the purifier's own passes.
     """
 
-    predictions: tuple[Prediction, ...]
+    probabilities: Tensor
+    before: Tensor | None
     epsilon: float
     linf: float
     l2: float
@@ -75,18 +89,23 @@ class Answer:
     image: Tensor | None
 
 
-def run_batch(lane: Lane, works: Sequence[Work]) -> list[Answer | Exception]:
-    """Purify and classify images of one lane; one answer, or one `NotFinite`, for each, in order."""
+def run_batch(lane: Lane, works: Sequence[Work], wanted: Wanted | None = None) -> list[Answer | Exception]:
+    """Purify and classify images of one lane; one answer, or one `NotFinite`, for each, in order.
+
+    Those that `wanted` no longer names get an answer without meaning.
+    """
     images = torch.stack([work.image for work in works])
     started = time.perf_counter()
     with torch.no_grad():  # a purifier that needs gradients turns them on for itself
-        purified = lane.defense.purify(images.to(lane.defense.device), [work.seed for work in works])
+        on_device = images.to(lane.defense.device)
+        purified = lane.defense.purify(on_device, [work.seed for work in works], wanted)
         host = _on_host(purified)
+        before = lane.defense.classifier(on_device).cpu() if any(work.want_before for work in works) else None
     purify_ms = 1000 * (time.perf_counter() - started)
     change = (host.image - images).flatten(1)
     finite = _finite(host)
     return [
-        _answer(lane.defense, host, change[i], i, work, purify_ms)
+        _answer(lane.defense, host, before, change[i], i, work, purify_ms)
         if finite[i]
         else NotFinite(f"{lane}: not a finite number in the result")
         for i, work in enumerate(works)
@@ -113,10 +132,19 @@ def _finite(purified: Purified) -> list[bool]:
     return [bool(each) for each in torch.cat(rows, dim=1).isfinite().all(dim=1)]
 
 
-def _answer(defense: Defense, purified: Purified, change: Tensor, i: int, work: Work, purify_ms: float) -> Answer:
+def _answer(
+    defense: Defense,
+    purified: Purified,
+    unpurified: Tensor | None,
+    change: Tensor,
+    i: int,
+    work: Work,
+    purify_ms: float,
+) -> Answer:
     before = None if purified.objective_before is None else float(purified.objective_before[i])
     return Answer(
-        predictions=predictions(purified.logits[i], defense.card.labels, work.top_k),
+        probabilities=purified.logits[i].softmax(dim=0),
+        before=None if unpurified is None or not work.want_before else unpurified[i].softmax(dim=0),
         epsilon=float(purified.epsilon[i]),
         linf=float(change.abs().max()),
         l2=float(change.square().sum().sqrt()),
@@ -130,8 +158,13 @@ def _answer(defense: Defense, purified: Purified, change: Tensor, i: int, work: 
     )
 
 
-def predictions(logits: Tensor, labels: Sequence[str], top_k: int) -> tuple[Prediction, ...]:
-    """The `top_k` most probable classes (fewer where there are fewer), best first. logits: (K,)."""
-    probabilities, indices = logits.softmax(dim=0).topk(min(top_k, len(logits)))
-    found = zip(indices.tolist(), probabilities.tolist(), strict=True)
-    return tuple(Prediction(labels[index], index, probability) for index, probability in found)
+def freed_memory(error: Exception) -> bool:
+    """Whether the device or this machine had no memory left; then caches are emptied."""
+    message = "can't allocate memory"  # how PyTorch says it for the CPU: as a plain RuntimeError
+    if not (isinstance(error, torch.OutOfMemoryError | MemoryError) or message in str(error)):
+        return False
+    error.__traceback__ = None  # its frames hold the tensors that were too many
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return True

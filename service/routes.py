@@ -1,16 +1,17 @@
 """POST /classify, /classify/batch, /purify: read the body, ask the engine, shape the reply. No maths in here."""
 
 import asyncio
-import time
+import math
 from collections.abc import Coroutine
 from typing import Annotated, Any, TypeVar
 from urllib.parse import quote
 
 from fastapi import APIRouter, Query, Request, Response
 
+from models.purifiers import Options
 from service import bodies, errors, openapi
 from service.decode import encode_png
-from service.engine import Ask, Engine, Served
+from service.engine import Ask, Deadline, Engine, Served
 from service.middleware import describe
 from service.schemas import BatchItem, BatchReply, ClassifyQuery, ClassifyReply, ProblemReply, PurifyQuery
 
@@ -23,11 +24,11 @@ router = APIRouter(tags=["images"])
 )
 async def classify(request: Request, query: Annotated[ClassifyQuery, Query()]) -> ClassifyReply:
     """Send the image as the body, or as the field `image` of a form. PNG, JPEG or WebP; the content decides."""
-    engine, ask, deadline = _begin(request, query, top_k=query.top_k)
-    upload = await _in_time(engine, deadline, bodies.read_one(request, engine.settings.max_body_bytes))
+    engine, ask, deadline = await _begin(request, query, votes=query.votes, top_k=query.top_k)
+    upload = await _in_time(deadline, bodies.read_one(request, engine.settings.max_body_bytes))
     served = await _while_connected(request, engine.answer(upload.checked(), ask, deadline))
     _note(request, served)
-    return ClassifyReply.of(served, request.state.request_id)
+    return _reply(request, served)
 
 
 @router.post(
@@ -35,17 +36,18 @@ async def classify(request: Request, query: Annotated[ClassifyQuery, Query()]) -
 )
 async def classify_batch(request: Request, query: Annotated[ClassifyQuery, Query()]) -> BatchReply:
     """Send a form with many parts `image`. Each gets its result or its problem, in their order; a seed holds for all."""
-    engine, ask, deadline = _begin(request, query, top_k=query.top_k)
+    engine, ask, deadline = await _begin(request, query, votes=query.votes, top_k=query.top_k)
     settings = engine.settings
     reading = bodies.read_many(request, settings.max_body_bytes, settings.max_batch_images)
-    uploads = await _in_time(engine, deadline, reading)
+    uploads = await _in_time(deadline, reading)
+    engine.check_room(ask, len(uploads))
 
     async def item(index: int, upload: bodies.Upload) -> BatchItem:
         try:
             served = await engine.answer(upload.checked(), ask, deadline)
         except errors.Problem as problem:
             return BatchItem(problem=ProblemReply(**describe(request, problem, f"{request.url.path}#{index}")))
-        return BatchItem(result=ClassifyReply.of(served, request.state.request_id))
+        return BatchItem(result=_reply(request, served))
 
     async def all_items() -> list[BatchItem]:
         return await asyncio.gather(*(item(index, upload) for index, upload in enumerate(uploads)))
@@ -68,32 +70,52 @@ async def purify(request: Request, query: Annotated[PurifyQuery, Query()]) -> Re
 
     A PNG has 256 levels, so values are rounded by up to 0.5 / 255 on top of the change that the headers tell.
     """
-    engine, ask, deadline = _begin(request, query, want_image=True)
-    upload = await _in_time(engine, deadline, bodies.read_one(request, engine.settings.max_body_bytes))
+    engine, ask, deadline = await _begin(request, query, want_image=True)
+    upload = await _in_time(deadline, bodies.read_one(request, engine.settings.max_body_bytes))
     served = await _while_connected(request, engine.answer(upload.checked(), ask, deadline))
     _note(request, served)
     image = served.answer.image
     assert image is not None
     png = await engine.in_thread(lambda: encode_png(image))
-    return Response(png, media_type="image/png", headers=_headers(served, request.state.request_id))
+    return Response(png, media_type="image/png", headers=_headers(_reply(request, served)))
 
 
-def _begin(request: Request, query: PurifyQuery, **wishes: Any) -> tuple[Engine, Ask, float]:
+def _reply(request: Request, served: Served) -> ClassifyReply:
+    digits = request.app.state.engine.settings.probability_digits
+    return ClassifyReply.of(served, request.state.request_id, digits)
+
+
+async def _begin(request: Request, query: PurifyQuery, **wishes: Any) -> tuple[Engine, Ask, Deadline]:
     """What can be refused before the body is read, is."""
     engine: Engine = request.app.state.engine
-    deadline = time.monotonic() + engine.settings.timeout_ms / 1000
+    deadline = Deadline.after(_timeout_ms(request, query, engine.settings.timeout_ms))
     offer = engine.choose(query.model, query.purifier, query.classifier)
-    engine.check_room()
-    return engine, Ask(offer, seed=query.seed, **wishes), deadline
+    ask = await engine.ask(offer, Options(query.epsilon, query.steps), seed=query.seed, **wishes)
+    engine.check_room(ask)
+    return engine, ask, deadline
 
 
-async def _in_time(engine: Engine, deadline: float, reading: Coroutine[Any, Any, R]) -> R:
+def _timeout_ms(request: Request, query: PurifyQuery, limit_ms: float) -> float:
+    """The shortest that anybody asked for."""
+    header = request.headers.get("x-request-timeout")
+    if header is None:
+        return min(limit_ms, query.timeout_ms or limit_ms)
+    try:
+        seconds = float(header)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < math.inf:
+        raise errors.BadParameter("X-Request-Timeout: not a positive number of seconds, such as 2.5")
+    return min(limit_ms, query.timeout_ms or limit_ms, 1000 * seconds)
+
+
+async def _in_time(deadline: Deadline, reading: Coroutine[Any, Any, R]) -> R:
     """A client that sends a byte a minute must not hold its place for ever."""
     try:
-        async with asyncio.timeout(deadline - time.monotonic()):
+        async with asyncio.timeout(deadline.left_s()):
             return await reading
     except TimeoutError as error:
-        raise errors.UploadTooSlow(engine.settings.timeout_ms) from error
+        raise errors.UploadTooSlow(deadline.timeout_ms) from error
 
 
 async def _while_connected(request: Request, answering: Coroutine[Any, Any, R]) -> R:
@@ -127,9 +149,8 @@ def _note(request: Request, served: Served) -> None:
     )
 
 
-def _headers(served: Served, request_id: str) -> dict[str, str]:
+def _headers(reply: ClassifyReply) -> dict[str, str]:
     """The facts of /classify as X-Unperturb-*; numbers as in JSON, nothing where JSON has null, labels percent-encoded."""
-    reply = ClassifyReply.of(served, request_id)
     best = reply.predictions[0]
     facts: dict[str, object] = {
         **{name: getattr(reply, name) for name in ("model", "classifier", "purifier", "seed", "weights_sha256")},

@@ -1,5 +1,6 @@
 """What comes and goes as JSON; the texts of the fields are the OpenAPI page."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -8,6 +9,7 @@ from models.catalog import Offer
 from models.checkpoint import InputSpec, Measurement
 from models.purifiers import PurifierInfo
 from service.engine import SEED_LIMIT, Served
+from service.votes import Prediction
 
 
 class PurifyQuery(BaseModel):
@@ -26,12 +28,36 @@ class PurifyQuery(BaseModel):
         lt=SEED_LIMIT,
         description="Same image, same seed, same answer. Drawn, and told in the reply, where it is not given.",
     )
+    epsilon: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="The purifier's budget, in [0, 1] units (8/255 is 0.0314), instead of its own; the service has a limit.",
+    )
+    steps: int | None = Field(
+        default=None, ge=1, le=1000, description="The purifier's steps, instead of its own; the service has a limit."
+    )
+    timeout_ms: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Answer within so long or give up (504); at most the service's own limit. The header X-Request-Timeout says "
+        "the same in seconds.",
+    )
 
 
 class ClassifyQuery(PurifyQuery):
     """The same, and how many classes to tell."""
 
     top_k: int = Field(default=5, ge=1, le=1000, description="How many classes to tell, the most probable first.")
+    votes: int = Field(
+        default=1,
+        ge=1,
+        le=1000,
+        description="Purify so many times with the seeds that follow `seed`, and let the majority decide. For purifiers that "
+        "draw random numbers; the service has a limit.",
+    )
 
 
 class PredictionReply(BaseModel):
@@ -39,7 +65,8 @@ class PredictionReply(BaseModel):
 
     label: str
     index: int = Field(description="Position among the model's labels.")
-    probability: float = Field(description="Softmax, after purification. Not calibrated.")
+    probability: float = Field(description="Softmax, the mean over the votes. Not calibrated; rounded, by a setting.")
+    votes: int = Field(description="How many of the votes named this class.")
 
 
 class PurificationReply(BaseModel):
@@ -74,15 +101,18 @@ class ClassifyReply(BaseModel):
     model: str
     classifier: str
     purifier: str
-    predictions: list[PredictionReply]
-    purification: PurificationReply
+    predictions: list[PredictionReply] = Field(description="After purification; by votes, then by probability.")
+    unpurified: list[PredictionReply] | None = Field(
+        default=None, description="The same without purification, where the service is set to tell it."
+    )
+    purification: PurificationReply = Field(description="Of the first vote, where there were several.")
     seed: int
     weights_sha256: str = Field(description="Of the checkpoint that answered.")
     timings: TimingsReply
 
     @classmethod
-    def of(cls, served: Served, request_id: str) -> "ClassifyReply":
-        """Shape an answer."""
+    def of(cls, served: Served, request_id: str, digits: int) -> "ClassifyReply":
+        """Shape an answer; probabilities get so many `digits`."""
         answer = served.answer
         names = PurificationReply.model_fields
         return cls(
@@ -90,7 +120,8 @@ class ClassifyReply(BaseModel):
             model=served.offer.model,
             classifier=served.offer.classifier,
             purifier=served.offer.purifier,
-            predictions=[PredictionReply(**vars(each)) for each in answer.predictions],
+            predictions=_rounded(served.predictions, digits),
+            unpurified=None if served.before is None else _rounded(served.before, digits),
             purification=PurificationReply(**{name: getattr(answer, name) for name in names}),
             seed=served.seed,
             weights_sha256=served.offer.card.weights_sha256,
@@ -101,6 +132,15 @@ class ClassifyReply(BaseModel):
                 batch_size=served.batch_size,
             ),
         )
+
+
+def _rounded(found: Sequence[Prediction], digits: int) -> list[PredictionReply]:
+    return [
+        PredictionReply(
+            label=each.label, index=each.index, probability=round(each.probability, digits), votes=each.votes
+        )
+        for each in found
+    ]
 
 
 class ProblemReply(BaseModel):
@@ -151,6 +191,8 @@ class PurifierReply(BaseModel):
     note: str
     settings: dict[str, Any]
     eps_pfy: float | None = Field(description="Bound of the change, largest value, in [0, 1] units; none where null.")
+    options: list[str] = Field(description="What a request may change of it.")
+    random: bool = Field(description="Whether it draws random numbers, so that `seed` and `votes` matter.")
     cost: Cost
     measured: list[Measurement] = Field(description="Accuracies with this purifier, each with its attack and n.")
 
@@ -168,6 +210,8 @@ class PurifierReply(BaseModel):
             note=offer.entry.note,
             settings=offer.entry.settings,
             eps_pfy=info.eps_pfy,
+            options=list(info.options),
+            random=info.random,
             cost=Cost(forward_passes=info.forward_passes, backward_passes=info.backward_passes),
             measured=[each for each in offer.card.measured if each.purifier == offer.purifier],
         )

@@ -2,7 +2,10 @@
 
 import logging
 import math
+import signal
 import socket
+import time
+from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
@@ -41,10 +44,32 @@ def build_server(settings: Settings, app: FastAPI) -> uvicorn.Server:
         # No request outlives its deadline, so nothing needs longer than this.
         timeout_graceful_shutdown=math.ceil(settings.timeout_ms / 1000) + 1,
     )
-    return _Server(config)
+    return _Server(config, settings.shutdown_delay_ms / 1000)
 
 
 class _Server(uvicorn.Server):
+    """Leaves politely: SIGTERM turns /readyz red; after a delay nothing new is taken, and what was taken is finished."""
+
+    def __init__(self, config: uvicorn.Config, delay_s: float) -> None:
+        super().__init__(config)
+        self._delay_s = delay_s
+        self._leaves_at = math.inf
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first SIGTERM starts the delay, which ends with exit code 0; another signal ends it at once."""
+        if sig != signal.SIGTERM or self._leaves_at < math.inf:
+            super().handle_exit(sig, frame)
+            return
+        self._leaves_at = time.monotonic() + self._delay_s
+        if (engine := getattr(self.config.app.state, "engine", None)) is not None:  # type: ignore[union-attr]
+            engine.drain()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Whether to leave; called ten times a second."""
+        if time.monotonic() >= self._leaves_at:
+            self.should_exit = True
+        return await super().on_tick(counter)
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         for address in self.addresses():

@@ -47,6 +47,12 @@ class Settings(BaseSettings):
     default_purifier: str = Field(default="soap-lc", description="The purifier of a request that names none.")
 
     max_batch_size: int = Field(default=32, ge=1, le=4096, description="The most images that are purified together.")
+    max_batch_ms: float = Field(
+        default=1000.0,
+        gt=0,
+        le=3_600_000,
+        description="How long one batch should take, by what the purifier has taken so far; slow purifiers get smaller ones.",
+    )
     max_wait_ms: float = Field(
         default=0.0,
         ge=0,
@@ -54,10 +60,53 @@ class Settings(BaseSettings):
         description="How long an idle worker waits for company, from an image's arrival; 0 never waits.",
     )
     queue_limit_images: int = Field(
-        default=256, ge=1, le=1_000_000, description="Images that may wait; more are refused with 503."
+        default=1024, ge=1, le=1_000_000, description="Images that may wait in all; more are refused."
+    )
+    queue_limit_ms: float = Field(
+        default=5000.0,
+        gt=0,
+        le=3_600_000,
+        description="Work that may wait, by how long it should take; beyond it requests are refused at once. While several "
+        "purifiers are asked for, each may fill its even share.",
+    )
+    shed_status: Literal[503, 429] = Field(
+        default=503,
+        description="The status of a refusal because of the queue; some proxies count 503 against the server.",
     )
     timeout_ms: float = Field(
-        default=30_000.0, gt=0, le=3_600_000, description="From a request's arrival to its answer, upload included."
+        default=30_000.0,
+        gt=0,
+        le=3_600_000,
+        description="From a request's arrival to its answer, upload included; a request may ask for less.",
+    )
+    hang_timeout_ms: float = Field(
+        default=120_000.0,
+        gt=0,
+        le=86_400_000,
+        description="A batch that takes longer has hung: its requests are told, and another thread takes over.",
+    )
+    shutdown_delay_ms: float = Field(
+        default=0.0,
+        ge=0,
+        le=600_000,
+        description="After SIGTERM: how long requests are still accepted while /readyz is red, so that balancers notice.",
+    )
+
+    max_epsilon: float = Field(
+        default=0.5, ge=0, le=1, description="The largest `epsilon` that a request may choose, in [0, 1] units."
+    )
+    max_steps: int = Field(default=20, ge=1, le=1000, description="The most `steps` that a request may choose.")
+    max_votes: int = Field(default=10, ge=1, le=1000, description="The most `votes` that a request may choose.")
+    probability_digits: int = Field(
+        default=2,
+        ge=0,
+        le=7,
+        description="Decimals of the probabilities in replies. More of them help attackers who search by scores.",
+    )
+    reveal_unpurified: bool = Field(
+        default=False,
+        description="Tell in each reply how the image is classified unpurified. Costs a pass, and tells an attacker how far "
+        "he came.",
     )
 
     max_body_bytes: int = Field(

@@ -12,14 +12,20 @@ from rich.progress import track
 from rich.table import Table
 
 from models.catalog import CHUNK, Defense
+from models.purifiers import Options
 from service.decode import decode, encode_png
 from service.errors import Problem
 from service.pipeline import Answer, Lane, Work, run_batch
 from service.settings import Settings
+from service.votes import predictions
 from unperturb.options import Device, Json, Model, Zoo, open_catalog
 
 PurifierName = Annotated[str, typer.Option(help="How to purify: see `unperturb models`.")]
 ClassifierName = Annotated[str | None, typer.Option(help="One of the model's classifiers; default: the card's choice.")]
+Epsilon = Annotated[
+    float | None, typer.Option(min=0, max=1, help="The budget, in [0, 1] units, instead of the purifier's own.")
+]
+Steps = Annotated[int | None, typer.Option(min=1, max=1000, help="The steps, instead of the purifier's own.")]
 Seed = Annotated[int, typer.Option(min=0, help="For purifiers that draw random numbers.")]
 
 Outcome = Answer | Exception
@@ -31,6 +37,8 @@ def classify(
     model: Model = "cifar10",
     classifier: ClassifierName = None,
     top_k: Annotated[int, typer.Option(min=1, help="How many classes to name.")] = 1,
+    epsilon: Epsilon = None,
+    steps: Steps = None,
     seed: Seed = 0,
     zoo: Zoo = None,
     device: Device = "cpu",
@@ -38,13 +46,12 @@ def classify(
 ) -> None:
     """Purify and classify image files; a broken one is reported, the others are done all the same."""
     defense = open_catalog(zoo, device).defense(model, purifier, classifier)
-    outcomes = _run(defense, files, seed=seed, top_k=top_k)
+    outcomes = _run(defense, files, Options(epsilon, steps), seed=seed)
     if as_json:
-        typer.echo(
-            json.dumps([_record(file, outcome) for file, outcome in zip(files, outcomes, strict=True)], indent=1)
-        )
+        records = [_record(defense, file, outcome, top_k) for file, outcome in zip(files, outcomes, strict=True)]
+        typer.echo(json.dumps(records, indent=1))
     else:
-        Console().print(_table(defense, files, outcomes))
+        Console().print(_table(defense, files, outcomes, top_k))
     if any(isinstance(outcome, Exception) for outcome in outcomes):
         raise typer.Exit(1)
 
@@ -55,6 +62,8 @@ def purify(
     purifier: PurifierName = "soap-lc",
     model: Model = "cifar10",
     classifier: ClassifierName = None,
+    epsilon: Epsilon = None,
+    steps: Steps = None,
     seed: Seed = 0,
     zoo: Zoo = None,
     device: Device = "cpu",
@@ -62,52 +71,53 @@ def purify(
 ) -> None:
     """Purify one image file and write the result as PNG."""
     defense = open_catalog(zoo, device).defense(model, purifier, classifier)
-    (outcome,) = _run(defense, [file], seed=seed, want_image=True)
+    (outcome,) = _run(defense, [file], Options(epsilon, steps), seed=seed, want_image=True)
     if isinstance(outcome, Exception):
         raise outcome
     assert outcome.image is not None
     out.write_bytes(encode_png(outcome.image))
     if as_json:
-        typer.echo(json.dumps(_record(file, outcome), indent=1))
+        typer.echo(json.dumps(_record(defense, file, outcome, top_k=1), indent=1))
     else:
         typer.echo(f"{out}: changed by at most {255 * outcome.linf:.1f}/255; suspicion {_suspicion(outcome)}")
 
 
 def _run(
-    defense: Defense, files: Sequence[Path], *, seed: int, top_k: int = 1, want_image: bool = False
+    defense: Defense, files: Sequence[Path], options: Options, *, seed: int, want_image: bool = False
 ) -> list[Outcome]:
+    spec = defense.card.input
+    lane = Lane.of(defense, options, (spec.channels, spec.height, spec.width))
     outcomes: dict[int, Outcome] = {}
     works: dict[int, Work] = {}
     for i, file in enumerate(files):
         try:
-            image = decode(file.read_bytes(), defense.card.input, Settings.model_fields["max_pixels"].default)
-            works[i] = Work(image, seed, top_k, want_image)
+            image = decode(file.read_bytes(), spec, Settings.model_fields["max_pixels"].default)
+            works[i] = Work(image, seed, want_image)
         except (Problem, OSError) as error:
             outcomes[i] = error
     order = list(works)
     parts = [order[start : start + CHUNK] for start in range(0, len(order), CHUNK)]
     for part in track(parts, defense.name, console=Console(stderr=True), transient=True, disable=len(parts) < 2):
-        lane = Lane.of(defense, works[part[0]].image)
         outcomes |= dict(zip(part, run_batch(lane, [works[i] for i in part]), strict=True))
     return [outcomes[i] for i in range(len(files))]
 
 
-def _record(file: Path, outcome: Outcome) -> dict[str, Any]:
+def _record(defense: Defense, file: Path, outcome: Outcome, top_k: int) -> dict[str, Any]:
     if isinstance(outcome, Exception):
         return {"file": str(file), "error": str(outcome)}
-    found = asdict(outcome)
-    del found["image"]
-    return {"file": str(file), **found}
+    found = {name: value for name, value in vars(outcome).items() if name not in ("probabilities", "before", "image")}
+    ranked = predictions([outcome.probabilities], defense.card.labels, top_k)
+    return {"file": str(file), "predictions": [asdict(each) for each in ranked], **found}
 
 
-def _table(defense: Defense, files: Sequence[Path], outcomes: Sequence[Outcome]) -> Table:
+def _table(defense: Defense, files: Sequence[Path], outcomes: Sequence[Outcome], top_k: int) -> Table:
     title = f"{defense.card.model} / {defense.card.classifier} / {defense.name}"
     table = Table("file", "label", "probability", "epsilon", "suspicion", title=title)
     for file, outcome in zip(files, outcomes, strict=True):
         if isinstance(outcome, Exception):
             table.add_row(str(file), f"[red]{outcome}[/red]")
             continue
-        for rank, prediction in enumerate(outcome.predictions):
+        for rank, prediction in enumerate(predictions([outcome.probabilities], defense.card.labels, top_k)):
             rest = (f"{255 * outcome.epsilon:.1f}/255", _suspicion(outcome)) if rank == 0 else ()
             name = str(file) if rank == 0 else ""
             table.add_row(name, prediction.label, f"{prediction.probability:.3f}", *rest)

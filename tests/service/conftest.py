@@ -19,7 +19,7 @@ from torch import Tensor
 from models.catalog import Catalog, Defense, Offer
 from models.checkpoint import save_checkpoint
 from models.classifiers import build_classifier
-from models.purifiers import Purified, PurifierInfo
+from models.purifiers import Purified, PurifierInfo, Wanted
 from service.app import create_app
 from service.settings import Settings
 
@@ -60,6 +60,7 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "none": {"kind": "none", "default": True},
                 "soap-lc": {"kind": "soap-lc", "settings": DESCENT, "default": True},
                 "soap-rp": {"kind": "soap-rp", "settings": DESCENT},
+                "soap-lc-random": {"kind": "soap-lc", "settings": {**DESCENT, "random_start": 0.1}},
             },
             calibration={"soap-lc": [float(value) for value in range(101)]},
             measured=[{"attack": "none", "purifier": "soap-lc", "accuracy": 0.1, "n": 10, "detail": "untrained"}],
@@ -93,9 +94,9 @@ class Revealing:
     def info(self) -> PurifierInfo:
         return self._defense.info
 
-    def purify(self, x: Tensor, seeds: Sequence[int] | None = None) -> Purified:
+    def purify(self, x: Tensor, seeds: Sequence[int] | None = None, wanted: Wanted | None = None) -> Purified:
         self._hook(x)
-        return replace(self._defense.purifier.purify(x, seeds), epsilon=x[:, 0, 0, 0].clone())
+        return replace(self._defense.purifier.purify(x, seeds, wanted), epsilon=x[:, 0, 0, 0].clone())
 
     def logits(self, x: Tensor) -> Tensor:
         return self._defense.logits(x)
@@ -107,6 +108,9 @@ class HookedCatalog(Catalog):
     def __init__(self, inner: Catalog, hook: Callable[[Tensor], None]) -> None:
         self.__dict__.update(inner.__dict__)
         self._inner, self._hook = inner, hook
+
+    def loaded(self, offer: Offer) -> Defense | None:
+        return None
 
     def load(self, offer: Offer) -> Defense:
         defense = self._inner.load(offer)

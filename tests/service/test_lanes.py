@@ -1,9 +1,8 @@
-from collections import deque
 from typing import Any
 
 import pytest
 
-from service.lanes import Done, Entry, Expired, Lanes, gather
+from service.lanes import RECENT, REMEMBERED, Done, Entry, Expired, Lanes, Limits, QueueFull
 
 
 def entry(item: str, arrived: float = 0.0, deadline: float | None = None) -> Entry[str, Any]:
@@ -14,28 +13,41 @@ def names(batch: list[Entry[str, Any]]) -> list[str]:
     return [each.item for each in batch]
 
 
-def test_cancelled_item_is_not_gathered() -> None:
-    waiting = deque([entry("a"), entry("b")])
-    waiting[0].future.cancel()
-    assert names(gather(waiting, 8, now=0)) == ["b"]
+def lanes_of(*entries: Entry[str, Any], **limits: Any) -> Lanes[str, str, Any]:
+    """All in the lane "x"; what is dropped is noted in `dropped`."""
+    lanes: Lanes[str, str, Any] = Lanes(Limits(**{"batch_items": 8, "queue_items": 1000, **limits}))
+    for each in entries:
+        lanes.put("x", each)
+    return lanes
 
 
-def test_late_item_fails_and_is_not_gathered() -> None:
+def test_withdrawn_item_is_not_taken() -> None:
+    lanes = lanes_of(entry("a"), gone := entry("gone"), entry("b"))
+    gone.withdraw()
+    assert names(lanes.take("x", now=0)) == ["a", "b"]
+
+
+def test_late_item_fails_and_is_not_taken() -> None:
     late = entry("late", deadline=1.0)
-    waiting = deque([late, entry("in time", deadline=1.5)])
-    assert names(gather(waiting, 8, now=1.0)) == ["in time"]
+    lanes = lanes_of(late, entry("in time", deadline=1.5))
+    assert names(lanes.take("x", now=1.0)) == ["in time"]
     assert isinstance(late.future.exception(timeout=0), Expired)
 
 
-def test_gathers_the_oldest_up_to_the_limit() -> None:
-    waiting = deque([entry("a"), entry("b"), entry("c")])
-    assert names(gather(waiting, 2, now=0)) == ["a", "b"]
-    assert names(list(waiting)) == ["c"]
+def test_takes_the_oldest_up_to_the_limit() -> None:
+    lanes = lanes_of(entry("a"), entry("b"), entry("c"), batch_items=2)
+    assert names(lanes.take("x", now=0)) == ["a", "b"]
+    assert len(lanes) == 1
 
 
-def test_dropped_items_leave_room_in_the_batch() -> None:
-    waiting = deque([entry("a", deadline=0.5), entry("b"), entry("c")])
-    assert names(gather(waiting, 2, now=1.0)) == ["b", "c"]
+def test_dropped_items_leave_room_in_the_batch_and_are_told_of() -> None:
+    dropped: list[tuple[str, bool]] = []
+    lanes: Lanes[str, str, Any] = Lanes(Limits(batch_items=2, queue_items=9), lambda *found: dropped.append(found))
+    for each in (entry("a", deadline=0.5), gone := entry("gone"), entry("b"), entry("c")):
+        lanes.put("x", each)
+    gone.withdraw()
+    assert names(lanes.take("x", now=1.0)) == ["b", "c"]
+    assert dropped == [("x", True), ("x", False)]  # the first was late, the second's caller had left
 
 
 def test_first_outcome_of_an_item_stands() -> None:
@@ -47,13 +59,13 @@ def test_first_outcome_of_an_item_stands() -> None:
 
 
 def test_idle_worker_never_waits_by_default() -> None:
-    lanes: Lanes[str, str, Any] = Lanes(max_batch_size=4)
+    lanes: Lanes[str, str, Any] = Lanes(Limits(batch_items=4, queue_items=1000))
     lanes.put("x", entry("a", arrived=7.0))
     assert lanes.pick(now=7.0) == "x"
 
 
 def test_waits_from_the_first_arrival_and_no_longer() -> None:
-    lanes: Lanes[str, str, Any] = Lanes(max_batch_size=4, max_wait_s=2.0)
+    lanes: Lanes[str, str, Any] = Lanes(Limits(batch_items=4, queue_items=1000, wait_s=2.0))
     lanes.put("x", entry("a", arrived=1.0))
     lanes.put("x", entry("b", arrived=2.5))
     assert lanes.pick(now=2.9) is None
@@ -62,7 +74,7 @@ def test_waits_from_the_first_arrival_and_no_longer() -> None:
 
 
 def test_full_lane_is_due_at_once() -> None:
-    lanes: Lanes[str, str, Any] = Lanes(max_batch_size=2, max_wait_s=60.0)
+    lanes: Lanes[str, str, Any] = Lanes(Limits(batch_items=2, queue_items=1000, wait_s=60.0))
     lanes.put("x", entry("a"))
     assert lanes.pick(now=0) is None
     lanes.put("x", entry("b"))
@@ -70,13 +82,13 @@ def test_full_lane_is_due_at_once() -> None:
 
 
 def test_hurry_ignores_the_wait() -> None:
-    lanes: Lanes[str, str, Any] = Lanes(max_batch_size=2, max_wait_s=60.0)
+    lanes: Lanes[str, str, Any] = Lanes(Limits(batch_items=2, queue_items=1000, wait_s=60.0))
     lanes.put("x", entry("a"))
     assert lanes.pick(now=0, hurry=True) == "x"
 
 
 def test_slow_lane_does_not_starve_a_quick_one() -> None:
-    lanes: Lanes[str, str, Any] = Lanes(max_batch_size=1)
+    lanes: Lanes[str, str, Any] = Lanes(Limits(batch_items=1, queue_items=1000))
     for number in range(100):
         lanes.put("slow", entry(f"s{number}"))
         lanes.put("quick", entry(f"q{number}"))
@@ -91,7 +103,7 @@ def test_slow_lane_does_not_starve_a_quick_one() -> None:
 
 
 def test_idle_time_earns_no_credit() -> None:
-    lanes: Lanes[str, str, Any] = Lanes(max_batch_size=1)
+    lanes: Lanes[str, str, Any] = Lanes(Limits(batch_items=1, queue_items=1000))
     for number in range(20):
         lanes.put("old", entry(f"o{number}"))
     for _ in range(10):
@@ -105,19 +117,106 @@ def test_idle_time_earns_no_credit() -> None:
 
 
 def test_expected_time_is_learned_by_lane() -> None:
-    lanes: Lanes[str, str, Any] = Lanes(max_batch_size=4)
+    lanes: Lanes[str, str, Any] = Lanes(Limits(batch_items=4, queue_items=1000))
     for item in "abcdef":
         lanes.put("x", entry(item))
     lanes.served("x", 2.0, len(lanes.take("x", now=0)))
     assert lanes.expected_s() == pytest.approx(1.0)  # two wait, half a second each
 
 
-def test_sweep_drops_what_nobody_waits_for() -> None:
-    lanes: Lanes[str, str, Any] = Lanes(max_batch_size=4)
+def test_a_full_queue_is_swept_before_it_refuses() -> None:
     gone, late = entry("gone"), entry("late", deadline=1.0)
-    for each in (gone, late, entry("here")):
-        lanes.put("x", each)
-    gone.future.cancel()
-    lanes.sweep(now=2.0)
+    lanes = lanes_of(gone, late, entry("here"), queue_items=3)
+    with pytest.raises(QueueFull, match="3 images wait, of 3 that may"):
+        lanes.check_room("x", 1, now=0.5)
+    gone.withdraw()
+    lanes.check_room("x", 2, now=2.0)
     assert len(lanes) == 1
     assert isinstance(late.future.exception(timeout=0), Expired)
+
+
+def test_a_batch_is_bounded_by_its_expected_time() -> None:
+    lanes = lanes_of(*(entry(str(number)) for number in range(9)), batch_s=1.0)
+    lanes.served("x", 0.6, 2)  # 0.3 s each
+    assert len(lanes.take("x", now=0)) == 3
+    for _ in range(RECENT):
+        lanes.served("x", 100.0, 1)  # slower than a whole batch may be: one by one
+    assert len(lanes.take("x", now=0)) == 1
+
+
+def test_work_that_may_wait_is_bounded_in_seconds() -> None:
+    lanes = lanes_of(*(entry(str(number)) for number in range(8)), queue_s=2.0)
+    lanes.check_room("x", 100, now=0)  # nothing is known of how long they take
+    lanes.served("x", 0.25, 1)  # 2 s wait
+    with pytest.raises(QueueFull, match=r"about 2\.0 s of work wait") as refusal:
+        lanes.check_room("x", 1, now=0)
+    assert refusal.value.retry_after_s == pytest.approx(2.0)
+
+
+def test_a_flood_does_not_lock_other_groups_out() -> None:
+    lanes = lanes_of(*(entry(str(number)) for number in range(8)), queue_s=2.0)
+    lanes.served("x", 0.25, 1)
+    lanes.served("quick", 0.1, 1)
+    lanes.check_room("quick", 1, now=0)
+    for number in range(10):  # its even share of 2 s
+        lanes.put("quick", entry(str(number)))
+    with pytest.raises(QueueFull):
+        lanes.check_room("quick", 1, now=0)
+
+
+def test_what_finds_its_group_idle_may_always_wait() -> None:
+    lanes = lanes_of(queue_s=2.0)
+    lanes.served("x", 5.0, 1)
+    lanes.check_room("x", 32, now=0)
+    lanes.put("x", entry("a"))
+    with pytest.raises(QueueFull):
+        lanes.check_room("x", 1, now=0)
+
+
+def test_lanes_of_a_group_share_its_time_and_its_room() -> None:
+    lanes: Lanes[str, str, Any] = Lanes(
+        Limits(batch_items=1, queue_items=1000, queue_s=1.0, group=lambda key: key.split(":")[0])
+    )
+    for option in "abcdef":  # one flood with many options
+        lanes.put(f"slow:{option}", entry(option))
+    lanes.put("quick:", entry("q"))
+    lanes.served("slow:a", 0.5, 1)
+    lanes.served("slow:b", 0.5, 1)
+    assert lanes.pick(now=0) == "quick:"
+    with pytest.raises(QueueFull):
+        lanes.check_room("slow:new", 1, now=0)
+
+
+def test_an_unknown_lane_is_guessed_by_its_units() -> None:
+    lanes: Lanes[str, str, Any] = Lanes(
+        Limits(batch_items=8, queue_items=1000, units=lambda key: 10.0 if key == "slow" else 1.0)
+    )
+    lanes.served("quick", 0.2, 2)
+    lanes.put("slow", entry("a"))
+    assert lanes.expected_s() == pytest.approx(1.0)
+
+
+def test_one_slow_batch_does_not_change_what_is_expected() -> None:
+    lanes = lanes_of(entry("a"))
+    for seconds in (9.0, 0.1, 9.0):  # a cold start, and something else on the machine
+        lanes.served("x", seconds, 1)
+    assert lanes.expected_s() == pytest.approx(0.1)
+    for _ in range(RECENT):
+        lanes.served("x", 0.5, 1)
+    assert lanes.expected_s() == pytest.approx(0.5)
+
+
+def test_a_shrunk_lane_takes_smaller_batches() -> None:
+    lanes = lanes_of(*(entry(str(number)) for number in range(8)))
+    lanes.shrink("x", 3)
+    assert len(lanes.take("x", now=0)) == 3
+    lanes.shrink("x", 0)
+    assert len(lanes.take("x", now=0)) == 1
+
+
+def test_empty_lanes_are_forgotten_in_the_end_and_busy_ones_never() -> None:
+    lanes = lanes_of(entry("stays"))
+    for number in range(3 * REMEMBERED):
+        lanes.served(f"option {number}", 1.0, 1)
+    assert len(lanes._lanes) <= REMEMBERED + 1
+    assert names(lanes.take("x", now=0)) == ["stays"]

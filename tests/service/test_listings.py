@@ -12,7 +12,7 @@ def test_purifiers_tell_what_they_are_and_cost(api: Any) -> None:
     listing = api.get("/purifiers").json()
     found = {(each["model"], each["classifier"], each["purifier"]): each for each in listing["purifiers"]}
     assert listing["default_purifier"] == "soap-lc"
-    assert len(found) == 6
+    assert len(found) == 7
     lc = found["cifar10", "toy", "soap-lc"]
     assert lc["cost"] == {"forward_passes": 6, "backward_passes": 2}
     assert lc["eps_pfy"] == 8 / 255
@@ -38,7 +38,7 @@ def test_models_tell_their_classifiers(api: Any) -> None:
     assert [each["model"] for each in listing["models"]] == ["cifar10", "mnist"]
     plain, toy = listing["models"][0]["classifiers"]
     assert (plain["classifier"], plain["purifiers"], plain["default_for"]) == ("plain", ["none"], [])
-    assert toy["default_for"] == ["none", "soap-lc", "soap-rp"]
+    assert toy["default_for"] == ["none", "soap-lc", "soap-lc-random", "soap-rp"]
     assert toy["input"] == {"channels": 3, "height": 32, "width": 32, "resize": "bilinear-antialias"}
     assert toy["labels"][3] == "cifar10-3"
 

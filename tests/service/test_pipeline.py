@@ -5,16 +5,16 @@ import torch
 from torch import Tensor
 
 from models.catalog import Catalog
-from models.purifiers import Purified
-from service.pipeline import Answer, Lane, NotFinite, Work, predictions, run_batch
+from models.purifiers import Options, Purified
+from service.pipeline import Answer, Lane, NotFinite, Work, freed_memory, run_batch
 
 
 def images(n: int) -> Tensor:
     return torch.rand(n, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
-def lane_of(catalog: Catalog, purifier: str) -> Lane:
-    return Lane.of(catalog.defense("cifar10", purifier), images(1)[0])
+def lane_of(catalog: Catalog, purifier: str, **options: float) -> Lane:
+    return Lane.of(catalog.defense("cifar10", purifier), Options(**options), (3, 32, 32))
 
 
 def test_image_with_numbers_that_are_not_finite_is_an_error_and_its_neighbours_are_answered(catalog: Catalog) -> None:
@@ -23,7 +23,7 @@ def test_image_with_numbers_that_are_not_finite_is_an_error_and_its_neighbours_a
     class Overflowing:
         info = lane.defense.info
 
-        def purify(self, x: Tensor, seeds: object = None) -> Purified:
+        def purify(self, x: Tensor, seeds: object = None, wanted: object = None) -> Purified:
             purified = lane.defense.purifier.purify(x)
             purified.logits[1, 3] = float("nan")
             return purified
@@ -38,9 +38,10 @@ def test_answers_are_what_the_defense_says(catalog: Catalog, purifier: str) -> N
     x = images(3)
     lane = lane_of(catalog, purifier)
     expected = lane.defense.purify(x)
-    for i, answer in enumerate(run_batch(lane, [Work(image, 0, top_k=10, want_image=True) for image in x])):
+    for i, answer in enumerate(run_batch(lane, [Work(image, 0, want_image=True) for image in x])):
         assert isinstance(answer, Answer)
-        assert answer.predictions[0].index == int(expected.logits[i].argmax())
+        assert torch.allclose(answer.probabilities, expected.logits[i].softmax(0))
+        assert answer.before is None
         assert torch.equal(answer.image, expected.image[i])
         assert answer.epsilon == float(expected.epsilon[i])
         assert answer.linf == pytest.approx(float((expected.image[i] - x[i]).abs().max()))
@@ -62,21 +63,39 @@ def test_no_purifier_has_no_objective_and_changes_nothing(catalog: Catalog) -> N
     assert answer.image is None
 
 
+def test_the_unpurified_probabilities_are_told_to_who_asks(catalog: Catalog) -> None:
+    lane, image = lane_of(catalog, "soap-lc"), images(1)[0]
+    asked, other = run_batch(lane, [Work(image, 0, want_before=True), Work(image, 0)])
+    assert isinstance(asked, Answer)
+    assert isinstance(other, Answer)
+    assert torch.allclose(asked.before, lane.defense.classifier(image[None])[0].softmax(0), atol=1e-6)
+    assert other.before is None
+
+
+def test_options_change_what_is_done(catalog: Catalog) -> None:
+    answer = run_batch(lane_of(catalog, "soap-rp", epsilon=0.001), [Work(images(1)[0], 0)])[0]
+    assert isinstance(answer, Answer)
+    assert 0 < answer.linf <= 0.0011
+
+
+@pytest.mark.parametrize(
+    ("error", "memory"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (MemoryError(), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried"), True),
+        (RuntimeError("shape mismatch"), False),
+    ],
+)
+def test_out_of_memory_is_told_from_other_errors(error: Exception, memory: bool) -> None:
+    assert freed_memory(error) is memory
+
+
 def test_batch_is_not_modified(catalog: Catalog) -> None:
     image = images(1)[0]
     before = image.clone()
     run_batch(lane_of(catalog, "soap-lc"), [Work(image, 0)])
     assert torch.equal(image, before)
-
-
-def test_predictions_are_the_best_first() -> None:
-    found = predictions(torch.tensor([0.0, 2.0, 1.0]), ["a", "b", "c"], top_k=2)
-    assert [(each.label, each.index) for each in found] == [("b", 1), ("c", 2)]
-    assert found[0].probability == pytest.approx(0.6652, abs=1e-4)
-
-
-def test_no_more_predictions_than_classes() -> None:
-    assert len(predictions(torch.zeros(3), ["a", "b", "c"], top_k=100)) == 3
 
 
 def test_lanes_of_the_same_names_and_shape_are_the_same(catalog: Catalog) -> None:
@@ -85,3 +104,7 @@ def test_lanes_of_the_same_names_and_shape_are_the_same(catalog: Catalog) -> Non
     assert lane != lane_of(catalog, "soap-lc")
     assert lane != replace(lane, shape=(3, 16, 16))
     assert str(lane) == "cifar10/toy/none/3x32x32"
+    assert str(lane_of(catalog, "soap-lc", steps=3)) == "cifar10/toy/soap-lc/3x32x32/steps=3"
+    assert lane_of(catalog, "soap-lc", steps=3) != lane_of(catalog, "soap-lc")
+    assert lane_of(catalog, "soap-lc", steps=3).group == lane_of(catalog, "soap-lc").group
+    assert lane != replace(lane, weights_sha256="0" * 64)  # the same names after a swap

@@ -29,8 +29,8 @@ def problem(response: Any, status: int, code: str) -> dict[str, Any]:
 
 def test_unknown_purifier_lists_the_known_ones(api: Any, png: Png) -> None:
     found = problem(api.post("/classify?purifier=soup", content=png()), 422, "unknown-purifier")
-    assert found["known"] == ["none", "soap-dr", "soap-lc", "soap-rp"]
-    assert found["detail"] == "unknown purifier 'soup'; known: none, soap-dr, soap-lc, soap-rp"
+    assert found["known"] == ["none", "soap-dr", "soap-lc", "soap-lc-random", "soap-rp"]
+    assert found["detail"] == "unknown purifier 'soup'; known: none, soap-dr, soap-lc, soap-lc-random, soap-rp"
 
 
 def test_unknown_model_lists_the_known_ones(api: Any, png: Png) -> None:

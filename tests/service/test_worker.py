@@ -5,8 +5,8 @@ from concurrent.futures import CancelledError, wait
 
 import pytest
 
-from service.lanes import Expired
-from service.worker import BatchWorker, QueueFull, Stopped
+from service.lanes import Expired, Limits, QueueFull
+from service.worker import BatchWorker, Care, OutOfMemory, Silent, Stopped
 
 
 class Gate:
@@ -25,14 +25,19 @@ class Device:
 
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
+        self.wanted: list[list[bool]] = []
         self.gate: Gate | None = None
+        self.room = 1000
 
-    def __call__(self, lane: str, items: Sequence[str]) -> list[str | Exception]:
+    def __call__(self, lane: str, items: Sequence[str], wanted: Callable[[], list[bool]]) -> list[str | Exception]:
         self.batches.append(list(items))
+        if len(items) > self.room or "huge" in items:
+            raise MemoryError
         if "hold" in items and self.gate:
             self.gate()
         if "bad" in items:
             raise ValueError("bad item")
+        self.wanted.append(wanted())
         if "fatal" in items:
             raise SystemExit("the device is gone")
         return [KeyError(item) if item == "odd" else f"{lane}:{item}" for item in items]
@@ -43,16 +48,48 @@ def device() -> Device:
     return Device()
 
 
-Make = Callable[..., BatchWorker[str, str, str]]
+class Notes(Silent):
+    """What the observer heard."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[str, ...]] = []
+        self.restarts = threading.Semaphore(0)
+
+    def batch(self, lane: object, size: int, queue_s: Sequence[float], run_s: float) -> None:
+        self.heard.append(("batch", str(lane), str(size)))
+
+    def shed(self, lane: object, count: int) -> None:
+        self.heard.append(("shed", str(lane), str(count)))
+
+    def expired(self, lane: object) -> None:
+        self.heard.append(("expired", str(lane)))
+
+    def cancelled(self, lane: object) -> None:
+        self.heard.append(("cancelled", str(lane)))
+
+    def restarted(self) -> None:
+        self.restarts.release()
 
 
 @pytest.fixture
-def make(device: Device) -> Iterator[Make]:
+def notes() -> Notes:
+    return Notes()
+
+
+Make = Callable[..., BatchWorker[str, str, str]]
+CARE = {"freed": lambda error: isinstance(error, MemoryError), "pause_s": 0.001}
+
+
+@pytest.fixture
+def make(device: Device, notes: Notes) -> Iterator[Make]:
     made: list[BatchWorker[str, str, str]] = []
 
-    def build(max_batch_size: int = 8, queue_limit: int = 100, max_wait_ms: float = 0.0) -> BatchWorker[str, str, str]:
+    def build(care: dict[str, object] | None = None, **limits: float) -> BatchWorker[str, str, str]:
         worker: BatchWorker[str, str, str] = BatchWorker(
-            device, max_batch_size=max_batch_size, queue_limit=queue_limit, max_wait_ms=max_wait_ms
+            device,
+            Limits(**{"batch_items": 8, "queue_items": 100, **limits}),
+            care=Care(**{**CARE, **(care or {})}),
+            observer=notes,
         )
         worker.start()
         made.append(worker)
@@ -69,14 +106,14 @@ def make(device: Device) -> Iterator[Make]:
 def held(device: Device, make: Make) -> BatchWorker[str, str, str]:
     """A worker that is busy until `device.gate.opened` is set."""
     device.gate = Gate()
-    worker = make(max_batch_size=4, queue_limit=6)
+    worker = make(batch_items=4, queue_items=6)
     worker.submit("x", "hold")
     assert device.gate.entered.wait(5)
     return worker
 
 
 def test_raising_batch_fails_only_the_guilty(held: BatchWorker[str, str, str], device: Device) -> None:
-    futures = [held.submit("x", item) for item in ("a", "bad", "b", "c")]
+    futures = [held.submit("x", item).future for item in ("a", "bad", "b", "c")]
     device.gate.opened.set()  # type: ignore[union-attr]
     assert [futures[i].result(5).value for i in (0, 2, 3)] == ["x:a", "x:b", "x:c"]
     with pytest.raises(ValueError, match="bad item"):
@@ -86,13 +123,13 @@ def test_raising_batch_fails_only_the_guilty(held: BatchWorker[str, str, str], d
 def test_worker_lives_on_after_a_raising_batch(make: Make) -> None:
     worker = make()
     with pytest.raises(ValueError, match="bad item"):
-        worker.submit("x", "bad").result(5)
-    assert worker.submit("x", "a").result(5).value == "x:a"
-    assert worker.alive
+        worker.submit("x", "bad").future.result(5)
+    assert worker.submit("x", "a").future.result(5).value == "x:a"
+    assert worker.trouble() is None
 
 
 def test_exception_in_the_results_is_that_items_alone(held: BatchWorker[str, str, str], device: Device) -> None:
-    futures = [held.submit("x", item) for item in ("odd", "a")]
+    futures = [held.submit("x", item).future for item in ("odd", "a")]
     device.gate.opened.set()  # type: ignore[union-attr]
     assert futures[1].result(5).value == "x:a"
     with pytest.raises(KeyError):
@@ -101,10 +138,10 @@ def test_exception_in_the_results_is_that_items_alone(held: BatchWorker[str, str
 
 
 def test_wrong_number_of_results_is_an_error_not_a_mix_up() -> None:
-    worker: BatchWorker[str, str, str] = BatchWorker(lambda lane, items: [], max_batch_size=8, queue_limit=8)
+    worker: BatchWorker[str, str, str] = BatchWorker(lambda lane, items, wanted: [], Limits(8, 8))
     worker.start()
     with pytest.raises(RuntimeError, match="0 results for 1 items"):
-        worker.submit("x", "a").result(5)
+        worker.submit("x", "a").future.result(5)
     worker.close(5)
 
 
@@ -113,17 +150,17 @@ def test_full_queue_refuses_and_says_how_long(held: BatchWorker[str, str, str]) 
         held.submit("x", str(number))
     with pytest.raises(QueueFull) as refusal:
         held.submit("y", "one too many")
-    assert refusal.value.limit == 6
+    assert "6 images wait, of 6 that may" in str(refusal.value)
 
 
 def test_cancelled_items_make_room_in_a_full_queue(held: BatchWorker[str, str, str]) -> None:
-    futures = [held.submit("x", str(number)) for number in range(6)]
+    futures = [held.submit("x", str(number)).future for number in range(6)]
     futures[2].cancel()
     held.submit("x", "fits")
 
 
 def test_late_item_never_runs(held: BatchWorker[str, str, str], device: Device) -> None:
-    late = held.submit("x", "late", deadline=time.monotonic())
+    late = held.submit("x", "late", deadline=time.monotonic()).future
     device.gate.opened.set()  # type: ignore[union-attr]
     with pytest.raises(Expired):
         late.result(5)
@@ -131,7 +168,7 @@ def test_late_item_never_runs(held: BatchWorker[str, str, str], device: Device) 
 
 
 def test_cancelled_item_never_runs_and_its_neighbours_do(held: BatchWorker[str, str, str], device: Device) -> None:
-    cancelled, stays = held.submit("x", "cancelled"), held.submit("x", "stays")
+    cancelled, stays = held.submit("x", "cancelled").future, held.submit("x", "stays").future
     assert cancelled.cancel()
     device.gate.opened.set()  # type: ignore[union-attr]
     assert stays.result(5).value == "x:stays"
@@ -141,14 +178,14 @@ def test_cancelled_item_never_runs_and_its_neighbours_do(held: BatchWorker[str, 
 
 
 def test_batches_form_while_busy_and_never_mix_lanes(held: BatchWorker[str, str, str], device: Device) -> None:
-    futures = [held.submit(lane, f"{lane}{n}") for n in range(3) for lane in ("x", "y")]
+    futures = [held.submit(lane, f"{lane}{n}").future for n in range(3) for lane in ("x", "y")]
     device.gate.opened.set()  # type: ignore[union-attr]
     assert [future.result(5).value for future in futures] == [f"{lane}:{lane}{n}" for n in range(3) for lane in "xy"]
     assert sorted(device.batches[1:]) == [["x0", "x1", "x2"], ["y0", "y1", "y2"]]
 
 
 def test_result_says_how_it_came_to_be(held: BatchWorker[str, str, str], device: Device) -> None:
-    futures = [held.submit("x", item) for item in "ab"]
+    futures = [held.submit("x", item).future for item in "ab"]
     time.sleep(0.02)
     device.gate.opened.set()  # type: ignore[union-attr]
     done = futures[0].result(5)
@@ -158,16 +195,16 @@ def test_result_says_how_it_came_to_be(held: BatchWorker[str, str, str], device:
 
 
 def test_idle_worker_waits_for_company_only_when_told_to(device: Device, make: Make) -> None:
-    worker = make(max_wait_ms=50)
-    futures = [worker.submit("x", "a")]
+    worker = make(wait_s=0.05)
+    futures = [worker.submit("x", "a").future]
     time.sleep(0.005)
-    futures.append(worker.submit("x", "b"))
+    futures.append(worker.submit("x", "b").future)
     wait(futures, 5)
     assert device.batches == [["a", "b"]]
 
 
 def test_closing_finishes_what_waits(held: BatchWorker[str, str, str], device: Device) -> None:
-    future = held.submit("x", "a")
+    future = held.submit("x", "a").future
     threading.Timer(0.02, device.gate.opened.set).start()  # type: ignore[union-attr]
     held.close(5)
     assert future.result(0).value == "x:a"
@@ -176,50 +213,135 @@ def test_closing_finishes_what_waits(held: BatchWorker[str, str, str], device: D
 
 
 def test_closing_does_not_sit_out_the_wait_for_company(make: Make) -> None:
-    worker = make(max_wait_ms=10_000)
-    future = worker.submit("x", "a")
+    worker = make(wait_s=10)
+    future = worker.submit("x", "a").future
     worker.close(5)
     assert future.result(0).value == "x:a"
 
 
 def test_closing_gives_up_on_a_hung_device_and_tells_everybody(held: BatchWorker[str, str, str]) -> None:
-    waits = held.submit("x", "a")
+    waits = held.submit("x", "a").future
     held.close(0.02)
     with pytest.raises(Stopped):
         waits.result(0)
 
 
-def test_dying_thread_fails_what_runs_and_what_waits(held: BatchWorker[str, str, str], device: Device) -> None:
-    waits = [held.submit("y", "fatal"), held.submit("x", "a"), held.submit("x", "b")]  # x was served, so y is next
+def test_dying_thread_fails_what_runs_and_what_waits_and_is_replaced(
+    held: BatchWorker[str, str, str], device: Device, notes: Notes
+) -> None:
+    # x was served, so y is next
+    waits = [held.submit(*item).future for item in (("y", "fatal"), ("x", "a"), ("x", "b"))]
     device.gate.opened.set()  # type: ignore[union-attr]
     assert [type(future.exception(5)) for future in waits] == [Stopped] * 3
-    held._thread.join(5)
-    assert not held.alive
+    assert notes.restarts.acquire(timeout=5)
+    assert held.trouble() is None
+    assert held.submit("x", "c").future.result(5).value == "x:c"
+
+
+def test_a_dead_worker_is_in_trouble_until_it_is_replaced(make: Make) -> None:
+    worker = make({"pause_s": 60})
     with pytest.raises(Stopped):
-        held.submit("x", "c")
+        worker.submit("x", "fatal").future.result(5)
+    assert worker.trouble() == "the worker thread died; a new thread starts in 60 s"
+    with pytest.raises(Stopped, match="died"):
+        worker.submit("x", "a")
+    worker.close(5)  # does not sit the pause out
+
+
+def test_pauses_between_lives_get_longer_and_stop_at_their_bound(make: Make, notes: Notes, caplog) -> None:
+    worker = make({"pause_s": 0.001, "longest_pause_s": 0.004})
+    for _ in range(4):
+        with pytest.raises(Stopped):
+            worker.submit("x", "fatal").future.result(5)
+        assert notes.restarts.acquire(timeout=5)
+    said = [record.message for record in caplog.records if "starts in" in record.message]
+    assert [line.split("starts in ")[1] for line in said] == ["0.001 s", "0.002 s", "0.004 s", "0.004 s"]
+    assert worker._watchman.is_alive()
+
+
+def test_a_hung_batch_is_given_up_and_its_late_answers_go_nowhere(device: Device, make: Make, notes: Notes) -> None:
+    device.gate = Gate()
+    worker = make({"hang_s": 0.05})
+    hung, waits = worker.submit("x", "hold").future, worker.submit("y", "a").future
+    for future in (hung, waits):
+        with pytest.raises(Stopped, match="a batch was not done after"):
+            future.result(5)
+    assert notes.restarts.acquire(timeout=5)
+    assert worker.submit("x", "b").future.result(5).value == "x:b"
+    device.gate.opened.set()
+    assert worker.submit("x", "c").future.result(5).value == "x:c"
+    assert ("batch", "x", "1") in notes.heard
+
+
+def test_out_of_memory_is_tried_again_in_halves(held: BatchWorker[str, str, str], device: Device) -> None:
+    device.room = 2
+    futures = [held.submit("x", item).future for item in "abcd"]
+    device.gate.opened.set()  # type: ignore[union-attr]
+    assert [future.result(5).value for future in futures] == [f"x:{item}" for item in "abcd"]
+    assert device.batches[1:] == [["a", "b", "c", "d"], ["a", "b"], ["c", "d"]]
+    more = [held.submit("x", item).future for item in "efgh"]
+    assert [future.result(5).value for future in more] == [f"x:{item}" for item in "efgh"]
+    assert max(map(len, device.batches[4:])) <= 2  # the lane has learned
+
+
+def test_out_of_memory_twice_fails_the_item_and_turns_not_ready_until_something_works(make: Make) -> None:
+    worker = make()
+    with pytest.raises(OutOfMemory):
+        worker.submit("x", "huge").future.result(5)
+    assert worker.trouble() == "the device is out of memory"
+    assert worker.submit("x", "small").future.result(5).value == "x:small"
+    assert worker.trouble() is None
+
+
+def test_items_that_nobody_wants_any_more_are_dropped_from_a_running_batch(
+    device: Device, make: Make, notes: Notes
+) -> None:
+    device.gate = Gate()
+    worker = make(wait_s=0.02)
+    gone, late, stays = (
+        worker.submit("x", "hold"),
+        worker.submit("x", "late", deadline=time.monotonic() + 0.05),
+        worker.submit("x", "stays"),
+    )
+    assert device.gate.entered.wait(5)
+    gone.withdraw()
+    time.sleep(0.06)
+    device.gate.opened.set()
+    assert stays.future.result(5).value == "x:stays"
+    with pytest.raises(Expired, match="while it was worked on"):
+        late.future.result(5)
+    assert device.wanted == [[False, False, True]]
+    assert ("cancelled", "x") in notes.heard
+    assert ("expired", "x") in notes.heard
+
+
+def test_refusals_are_counted(held: BatchWorker[str, str, str], notes: Notes) -> None:
+    with pytest.raises(QueueFull):
+        held.check_room("x", 7)
+    assert notes.heard[-1] == ("shed", "x", "7")
 
 
 def test_item_that_kills_the_thread_gets_an_answer_too(make: Make) -> None:
     with pytest.raises(Stopped):
-        make().submit("x", "fatal").result(5)
+        make().submit("x", "fatal").future.result(5)
 
 
 def test_worker_that_was_never_started_takes_nothing(device: Device) -> None:
-    worker: BatchWorker[str, str, str] = BatchWorker(device, max_batch_size=1, queue_limit=1)
-    assert not worker.alive
+    worker: BatchWorker[str, str, str] = BatchWorker(device, Limits(1, 1))
+    assert worker.trouble() == "the worker has not been started"
     with pytest.raises(Stopped):
         worker.submit("x", "a")
     worker.close(1)
 
 
 def test_many_threads_each_get_their_own_answer(make: Make) -> None:
-    worker = make(queue_limit=2000)
+    worker = make(queue_items=2000)
     answers: dict[str, str] = {}
 
     def call(name: str) -> None:
         for number in range(50):
             item = f"{name}{number}"
-            answers[item] = worker.submit(name, item).result(5).value
+            answers[item] = worker.submit(name, item).future.result(5).value
 
     threads = [threading.Thread(target=call, args=(name,)) for name in "abcdefgh"]
     for thread in threads:
