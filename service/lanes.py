@@ -108,7 +108,9 @@ class _Lane(Generic[T, R]):
     units: float
     most: int  # items of a batch
     waiting: "deque[Entry[T, R]]" = field(default_factory=deque)
-    recent_s: "deque[float]" = field(default_factory=lambda: deque(maxlen=RECENT))  # time of an item in its last batches
+    recent_s: "deque[float]" = field(
+        default_factory=lambda: deque(maxlen=RECENT)
+    )  # time of an item in its last batches
 
 
 class Lanes(Generic[K, T, R]):

@@ -63,7 +63,7 @@ class Settings(BaseSettings):
         default=1024, ge=1, le=1_000_000, description="Images that may wait in all; more are refused."
     )
     queue_limit_ms: float = Field(
-        default=5000.0,
+        default=10_000.0,
         gt=0,
         le=3_600_000,
         description="Work that may wait, by how long it should take; beyond it requests are refused at once. While several "

@@ -65,7 +65,7 @@ def catalog(zoo: Path) -> Catalog:
 @pytest.fixture(scope="session")
 def url(catalog: Catalog) -> Iterator[str]:
     """Where the service listens."""
-    settings = Settings(port=0, max_body_bytes=2**20, max_pixels=200_000, probability_digits=7)
+    settings = Settings(port=0, max_body_bytes=2**20, max_pixels=200_000, probability_digits=7, queue_limit_ms=60_000)
     server = build_server(settings, create_app(settings, catalog))
     thread = threading.Thread(target=server.run, name="uvicorn")
     thread.start()

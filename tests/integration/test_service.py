@@ -100,6 +100,7 @@ def test_64_concurrent_requests_each_get_the_answer_to_their_own_image(url: str,
         if case.code:
             assert reply["code"] == case.code
             continue
+        assert response.status_code == 200, reply
         assert (reply["model"], reply["purifier"], reply["seed"]) == (case.model, case.purifier, case.seed)
         probabilities, before = fingerprint(case, catalog)
         if before is None:
