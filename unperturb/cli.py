@@ -11,7 +11,7 @@ from rich.table import Table
 
 from models.catalog import Catalog, Offer, UnknownName
 from models.checkpoint import CheckpointError
-from unperturb import __version__, images, offline
+from unperturb import __version__, images, offline, settings
 from unperturb.options import Json, Zoo, open_catalog
 
 app = typer.Typer(
@@ -89,7 +89,7 @@ def _percent(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.1f} %"
 
 
-for command in (images.classify, images.purify, offline.train, offline.evaluate, offline.convert):
+for command in (images.classify, images.purify, offline.train, offline.evaluate, offline.convert, settings.settings):
     app.command()(command)
 
 
