@@ -1,6 +1,7 @@
 """POST /classify, /classify/batch, /purify: read the body, ask the engine, shape the reply. No maths in here."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Coroutine
 from typing import Annotated, Any, TypeVar
@@ -11,9 +12,11 @@ from fastapi import APIRouter, Query, Request, Response
 from service import bodies, errors, openapi
 from service.decode import encode_png
 from service.engine import Ask, Engine, Served
+from service.logs import event
 from service.middleware import describe
 from service.schemas import BatchItem, BatchReply, ClassifyQuery, ClassifyReply, ProblemReply, PurifyQuery
 
+log = logging.getLogger(__name__)
 R = TypeVar("R")
 router = APIRouter(tags=["images"])
 
@@ -45,6 +48,7 @@ async def classify_batch(request: Request, query: Annotated[ClassifyQuery, Query
             served = await engine.answer(upload.checked(), ask, deadline)
         except errors.Problem as problem:
             return BatchItem(problem=ProblemReply(**describe(request, problem, f"{request.url.path}#{index}")))
+        watch(request, served)
         return BatchItem(result=ClassifyReply.of(served, request.state.request_id))
 
     async def all_items() -> list[BatchItem]:
@@ -52,7 +56,7 @@ async def classify_batch(request: Request, query: Annotated[ClassifyQuery, Query
 
     items = await _while_connected(request, all_items())
     failed = sum(each.problem is not None for each in items)
-    request.state.facts.update(model=ask.offer.model, purifier=ask.offer.purifier, images=len(items), failed=failed)
+    request.state.facts.update(images=len(items), failed=failed)
     return BatchReply(request_id=request.state.request_id, items=items)
 
 
@@ -83,6 +87,7 @@ def _begin(request: Request, query: PurifyQuery, **wishes: Any) -> tuple[Engine,
     engine: Engine = request.app.state.engine
     deadline = time.monotonic() + engine.settings.timeout_ms / 1000
     offer = engine.choose(query.model, query.purifier, query.classifier)
+    request.state.facts.update(model=offer.model, purifier=offer.purifier)
     engine.check_room()
     return engine, Ask(offer, seed=query.seed, **wishes), deadline
 
@@ -115,11 +120,22 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
+def watch(request: Request, served: Served) -> None:
+    """Each answered image: its spans, and the alarm where it looks suspicious."""
+    if request.app.state.tracing is not None:
+        request.app.state.tracing.answered(served)
+    offer, suspicion, alarm = served.offer, served.answer.suspicion, request.app.state.engine.settings.suspicion_alarm
+    if alarm is None or suspicion is None or suspicion < alarm:
+        return
+    request.app.state.metrics.suspicious(offer.model, offer.purifier)
+    facts = {"request_id": request.state.request_id, "trace_id": request.state.trace_id, "suspicion": suspicion}
+    event(log, logging.WARNING, "suspicious", model=offer.model, purifier=offer.purifier, **facts)
+
+
 def _note(request: Request, served: Served) -> None:
     """For the request's line in the log."""
+    watch(request, served)
     request.state.facts.update(
-        model=served.offer.model,
-        purifier=served.offer.purifier,
         batch_size=served.batch_size,
         decode_ms=served.decode_ms,
         queue_ms=served.queue_ms,
