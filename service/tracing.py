@@ -41,7 +41,7 @@ def installed() -> bool:
 
 
 class Tracing:
-    """Sends spans to an OpenTelemetry collector, in the background; one that is down costs spans, not requests, and `close` its patience.
+    """Sends spans to an OpenTelemetry collector, in the background; one that is down costs spans, not requests.
 
     Args:
         endpoint: OTLP over HTTP, without the path: "http://localhost:4318".
@@ -90,7 +90,7 @@ class Tracing:
             end = start
 
     def close(self) -> None:
-        """Send what is left."""
+        """Send what is left; a collector that doesn't answer is given up on after 10 s."""
         self._provider.shutdown()
 
 
