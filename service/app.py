@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import cast
 
+from anyio import to_thread
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
@@ -15,8 +16,10 @@ from models.catalog import Catalog
 from service import listings, routes
 from service.engine import Engine
 from service.errors import BadParameter, HttpProblem, Problem
+from service.metrics import Metrics
 from service.middleware import RequestBorder, respond
 from service.settings import Settings
+from service.tracing import Tracing
 
 DESCRIPTION = """Undoes a possible adversarial perturbation with a purifier of your choice, classifies the result, and says
 what it did. Purification helps against attackers who don't know of it; how far, and how little against those who do,
@@ -26,9 +29,15 @@ stands in `measured` under `/purifiers`."""
 def create_app(settings: Settings, catalog: Catalog | None = None) -> FastAPI:
     """The service. Without a catalog it opens the settings' zoo folders once it runs; /readyz is red until then."""
 
+    metrics = Metrics(settings.torch_device())
+    tracing = None if settings.otlp_endpoint is None else Tracing(settings.otlp_endpoint)
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        engine = app.state.engine = Engine(settings, catalog)
+        engine = app.state.engine = Engine(settings, catalog, metrics)
+        metrics.ready.set_function(lambda: engine.unready() is None)
+        metrics.queue_images.set_function(lambda: engine.waiting()[0])
+        metrics.queue_seconds.set_function(lambda: engine.waiting()[1])
         engine.start()
         loading = asyncio.create_task(engine.load())
         try:
@@ -37,11 +46,20 @@ def create_app(settings: Settings, catalog: Catalog | None = None) -> FastAPI:
             loading.cancel()
             await asyncio.gather(loading, return_exceptions=True)
             await engine.close()
+            if tracing is not None:
+                await to_thread.run_sync(tracing.close)
 
-    app = FastAPI(title="unperturb", version=version("unperturb"), description=DESCRIPTION, lifespan=lifespan)
+    app = FastAPI(
+        title="unperturb",
+        version=version("unperturb"),
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        telemetry=None if tracing is None else tracing.telemetry(),
+    )
+    app.state.metrics, app.state.tracing = metrics, tracing
     app.include_router(routes.router)
     app.include_router(listings.router)
-    app.add_middleware(RequestBorder)
+    app.add_middleware(RequestBorder, metrics=metrics, tracing=tracing)
     for kind in (Problem, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, _answer)
     return app

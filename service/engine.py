@@ -78,6 +78,7 @@ class Served:
 
     offer: Offer
     seed: int
+    votes: int
     predictions: tuple[Prediction, ...]
     before: tuple[Prediction, ...] | None
     answer: Answer
@@ -262,6 +263,7 @@ class Engine:
         return Served(
             offer=ask.offer,
             seed=seed,
+            votes=ask.votes,
             predictions=predictions([each.value.probabilities for each in done], labels, ask.top_k),
             before=None if first.value.before is None else predictions([first.value.before], labels, ask.top_k),
             answer=first.value,

@@ -1,9 +1,10 @@
-"""GET: what can be asked for (/purifiers, /models) and how the service is (/livez, /readyz)."""
+"""GET: what can be asked for (/purifiers, /models) and how the service is (/livez, /readyz, /metrics)."""
 
 from itertools import groupby
 
-from fastapi import APIRouter, Request
-from fastapi.responses import RedirectResponse
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import PlainTextResponse, RedirectResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from models.catalog import Catalog, Offer
 from service import openapi
@@ -59,6 +60,13 @@ async def readyz(request: Request) -> StatusReply:
     if reason is not None:
         raise NotReady(reason, retry_after_s=2)
     return StatusReply()
+
+
+@router.get("/metrics", tags=["health"], summary="How is it doing?", response_class=PlainTextResponse)
+def metrics(request: Request) -> Response:
+    """In the text format of Prometheus; docs/operations.md explains each metric."""
+    # No coroutine, so it runs in a thread: writing thousands of lines must not hold up the requests.
+    return Response(generate_latest(request.app.state.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
 def _is_default(catalog: Catalog, offer: Offer) -> bool:

@@ -1,4 +1,4 @@
-"""Around every request: its id, its line in the log, and the last border that an unexpected error can cross."""
+"""Around every request: its id, its line in the log and the metrics, and the last border that an unexpected error can cross."""
 
 import logging
 import re
@@ -13,7 +13,9 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import Internal, Problem
-from service.logs import pairs
+from service.logs import event
+from service.metrics import Metrics
+from service.tracing import Tracing, caller_trace_id
 
 log = logging.getLogger(__name__)
 
@@ -28,19 +30,25 @@ class ProblemResponse(JSONResponse):
 
 
 class RequestBorder:
-    """Gives each request an id (the caller's X-Request-ID where it is valid), echoes it, logs one line, answers every error."""
+    """Gives each request an id (the caller's X-Request-ID where it is valid), echoes it, logs one line, answers every error.
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    What a route puts into `request.state.facts` stands in that line; `model` and `purifier` are labels of the metrics too, so
+    they must be names of the catalog.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, tracing: Tracing | None = None) -> None:
+        self._app, self._metrics, self._tracing = app, metrics, tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        asked = Headers(scope=scope).get("x-request-id", "")
+        headers = Headers(scope=scope)
+        asked = headers.get("x-request-id", "")
         request_id = asked if _VALID_ID.fullmatch(asked) else uuid.uuid4().hex
         state = scope.setdefault("state", {})
-        state.update(request_id=request_id, facts={})
+        trace_id = self._tracing.trace_id() if self._tracing else caller_trace_id(headers)
+        state.update(request_id=request_id, trace_id=trace_id, facts={})
         status, started = 0, time.perf_counter()
 
         async def send_with_id(message: Message) -> None:
@@ -54,32 +62,53 @@ class RequestBorder:
             await self._app(scope, receive, send_with_id)
         except Exception as error:  # the border of the request
             if status:  # too late to say anything else
+                state["outcome"] = Internal.code
                 raise
             await respond(Request(scope), _internal(error))(scope, receive, send_with_id)
         finally:
-            _log(scope, status, 1000 * (time.perf_counter() - started), state)
+            self._note(scope, status, time.perf_counter() - started)
+
+    def _note(self, scope: Scope, status: int, seconds: float) -> None:
+        state, path = scope["state"], getattr(scope.get("route"), "path", None)
+        route = path if isinstance(path, str) else "unknown"
+        outcome = state.get("outcome") or _outcome(status)
+        self._metrics.requested(route, state["facts"], outcome, seconds)
+        facts = {
+            "request_id": state["request_id"],
+            "trace_id": state["trace_id"],
+            "method": scope["method"],
+            "path": quote(scope["path"]),  # it is decoded by now and may hold anything
+            "route": route,
+            "status": status,
+            "outcome": outcome,
+            "ms": 1000 * seconds,
+        }
+        event(log, logging.INFO, "request", **facts | state["facts"])
 
 
 def respond(request: Request, problem: Problem) -> ProblemResponse:
     """The one shape in which errors leave; the cause of an internal one is logged here."""
     content = describe(request, problem, request.url.path)
+    request.state.outcome = content["code"]
     return ProblemResponse(content, content["status"], problem.headers())
 
 
 def describe(request: Request, problem: Problem, instance: str) -> dict[str, Any]:
     """A problem as it stands in a reply."""
     if isinstance(problem, Internal):
-        log.error("request id=%s failed", request.state.request_id, exc_info=problem.__cause__ or problem)
+        cause, facts = problem.__cause__ or problem, {"request_id": request.state.request_id}
+        log.error("request id=%s failed", request.state.request_id, exc_info=cause, extra={"facts": facts})
     return problem.render(instance, request.state.request_id)
+
+
+def _outcome(status: int) -> str:
+    """Of a request that no problem answered."""
+    if not status:
+        return "unanswered"  # it was cancelled, as happens at the end of a shutdown's patience
+    return "ok" if status < 400 else f"http-{status}"
 
 
 def _internal(error: Exception) -> Internal:
     problem = Internal()
     problem.__cause__ = error
     return problem
-
-
-def _log(scope: Scope, status: int, total_ms: float, state: dict[str, Any]) -> None:
-    # The path is decoded by now and may hold anything, line breaks included.
-    path, facts = quote(scope["path"]), pairs(**state["facts"])
-    log.info("request id=%s %s %s %d %.1f ms %s", state["request_id"], scope["method"], path, status, total_ms, facts)

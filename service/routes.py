@@ -1,6 +1,7 @@
 """POST /classify, /classify/batch, /purify: read the body, ask the engine, shape the reply. No maths in here."""
 
 import asyncio
+import logging
 import math
 from collections.abc import Coroutine
 from typing import Annotated, Any, TypeVar
@@ -12,9 +13,12 @@ from models.purifiers import Options
 from service import bodies, errors, openapi
 from service.decode import encode_png
 from service.engine import Ask, Deadline, Engine, Served
+from service.logs import event
+from service.metrics import Metrics
 from service.middleware import describe
 from service.schemas import BatchItem, BatchReply, ClassifyQuery, ClassifyReply, ProblemReply, PurifyQuery
 
+log = logging.getLogger(__name__)
 R = TypeVar("R")
 router = APIRouter(tags=["images"])
 
@@ -47,6 +51,7 @@ async def classify_batch(request: Request, query: Annotated[ClassifyQuery, Query
             served = await engine.answer(upload.checked(), ask, deadline)
         except errors.Problem as problem:
             return BatchItem(problem=ProblemReply(**describe(request, problem, f"{request.url.path}#{index}")))
+        watch(request, served)
         return BatchItem(result=_reply(request, served))
 
     async def all_items() -> list[BatchItem]:
@@ -54,7 +59,7 @@ async def classify_batch(request: Request, query: Annotated[ClassifyQuery, Query
 
     items = await _while_connected(request, all_items())
     failed = sum(each.problem is not None for each in items)
-    request.state.facts.update(model=ask.offer.model, purifier=ask.offer.purifier, images=len(items), failed=failed)
+    request.state.facts.update(images=len(items), failed=failed)
     return BatchReply(request_id=request.state.request_id, items=items)
 
 
@@ -90,6 +95,7 @@ async def _begin(request: Request, query: PurifyQuery, **wishes: Any) -> tuple[E
     engine: Engine = request.app.state.engine
     deadline = Deadline.after(_timeout_ms(request, query, engine.settings.timeout_ms))
     offer = engine.choose(query.model, query.purifier, query.classifier)
+    request.state.facts.update(model=offer.model, purifier=offer.purifier)
     ask = await engine.ask(offer, Options(query.epsilon, query.steps), seed=query.seed, **wishes)
     engine.check_room(ask)
     return engine, ask, deadline
@@ -137,11 +143,29 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
+def watch(request: Request, served: Served) -> None:
+    """Each answered image: its metrics and spans, and the alarm where it looks suspicious."""
+    _count(request.app.state.metrics, served)
+    if request.app.state.tracing is not None:
+        request.app.state.tracing.answered(served)
+    offer, suspicion, alarm = served.offer, served.answer.suspicion, request.app.state.engine.settings.suspicion_alarm
+    if alarm is None or suspicion is None or suspicion < alarm:
+        return
+    request.app.state.metrics.suspicious(offer.model, offer.purifier)
+    facts = {"request_id": request.state.request_id, "trace_id": request.state.trace_id, "suspicion": suspicion}
+    event(log, logging.WARNING, "suspicious", model=offer.model, purifier=offer.purifier, **facts)
+
+
+def _count(metrics: Metrics, served: Served) -> None:
+    offer, answer = served.offer, served.answer
+    passes = served.votes * answer.forward_passes, served.votes * answer.backward_passes
+    metrics.answered(offer.model, offer.purifier, *passes, answer.suspicion, served.decode_ms / 1000)
+
+
 def _note(request: Request, served: Served) -> None:
     """For the request's line in the log."""
+    watch(request, served)
     request.state.facts.update(
-        model=served.offer.model,
-        purifier=served.offer.purifier,
         batch_size=served.batch_size,
         decode_ms=served.decode_ms,
         queue_ms=served.queue_ms,

@@ -9,6 +9,7 @@ from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
+from prometheus_client import disable_created_metrics
 
 from models.catalog import Catalog
 from service import logs
@@ -25,7 +26,8 @@ def serve(settings: Settings) -> None:
         CheckpointError: a zoo folder is unusable; better no service than one that is never ready.
         SystemExit: the address is taken.
     """
-    logs.configure(settings.log_level)
+    logs.configure(settings.log_level, settings.log_format)
+    disable_created_metrics()  # a second series for each counter, of no use to Prometheus
     log.info("settings %s", settings.model_dump_json())
     catalog = Catalog.open(settings.zoo, settings.torch_device())
     build_server(settings, create_app(settings, catalog)).run()

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models.catalog import ZOO
+from service import tracing
 
 # Pillow warns above this size and refuses above twice of it; our own limit has to be the one that speaks.
 PILLOW_LIMIT = Image.MAX_IMAGE_PIXELS or 89_478_485
@@ -28,6 +29,20 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="The least severe message that is logged."
+    )
+    log_format: Literal["text", "json"] = Field(
+        default="text", description="Log lines for people, or an object a line for programs; the facts are the same."
+    )
+    suspicion_alarm: float | None = Field(
+        default=None,
+        ge=0,
+        le=100,
+        description="Answers of at least this suspicion, a percentile, are logged as a warning and counted; unset never.",
+    )
+    otlp_endpoint: str | None = Field(
+        default=None,
+        pattern=r"^https?://[^\s@?#]+$",
+        description="OpenTelemetry collector for traces, such as http://localhost:4318; needs the extra `otel`.",
     )
 
     zoo: Annotated[tuple[Path, ...], NoDecode] = Field(
@@ -127,6 +142,13 @@ class Settings(BaseSettings):
     @classmethod
     def _split_folders(cls, value: object) -> object:
         return tuple(folder for folder in value.split(os.pathsep) if folder) if isinstance(value, str) else value
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _traces_can_be_sent(cls, value: str | None) -> str | None:
+        if value is not None and not tracing.installed():
+            raise ValueError("traces need the extra `otel`: pip install '.[otel]' in the folder of unperturb's source")
+        return value
 
     @model_validator(mode="after")
     def _a_batch_fits_the_queue(self) -> Self:

@@ -19,6 +19,7 @@ from math import inf
 from typing import Generic, Protocol, TypeVar
 
 from service.lanes import Done, Entry, Expired, K, Lanes, Limits, R, T
+from service.logs import event
 
 log = logging.getLogger(__name__)
 Seen = TypeVar("Seen", contravariant=True)
@@ -221,7 +222,8 @@ class BatchWorker(Generic[K, T, R]):
             self._lanes.served(lane, run_s, len(batch))
         queue_s = [started - entry.arrived for entry in batch]
         self._observer.batch(lane, len(batch), queue_s, run_s)
-        log.info("batch lane=%s size=%d queue_ms=%.1f run_ms=%.1f", lane, len(batch), 1000 * max(queue_s), 1000 * run_s)
+        facts = {"lane": str(lane), "size": len(batch), "queue_ms": 1000 * max(queue_s), "run_ms": 1000 * run_s}
+        event(log, logging.INFO, "batch", **facts)
 
     def _attempt(self, lane: K, batch: list[Entry[T, R]], roomy: bool = True) -> None:
         """Run a batch and answer its callers. roomy: it may be halved if it doesn't fit into memory."""

@@ -1,5 +1,6 @@
 """`serve` as a process: it says where it listens, answers, and leaves politely."""
 
+import json
 import os
 import re
 import signal
@@ -17,27 +18,48 @@ def start(**settings: str) -> "subprocess.Popen[str]":
     return subprocess.Popen([sys.executable, "-c", CODE], env=environment, stderr=subprocess.PIPE, text=True)
 
 
+def until_listening(process: "subprocess.Popen[str]") -> tuple[str, list[str]]:
+    """Its address, and the log up to there."""
+    assert process.stderr is not None
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if address := re.search(r"listening on (http://[^\s\"]+)", line):
+            return address[1], lines
+    raise AssertionError(lines)
+
+
+def stopped(process: "subprocess.Popen[str]") -> str:
+    """The rest of the log."""
+    assert process.stderr is not None
+    process.send_signal(signal.SIGTERM)
+    rest = process.stderr.read()
+    assert process.wait(20) == 0, rest
+    return rest
+
+
 def test_serves_until_it_is_told_to_stop(zoo: Path) -> None:
     with start(ZOO=str(zoo), PORT="0") as process:
-        assert process.stderr is not None
-        lines = []
-        for line in process.stderr:
-            lines.append(line)
-            if address := re.search(r"listening on (http://\S+)", line):
-                break
-        assert address, lines
-        assert httpx.get(f"{address[1]}/livez").json() == {"status": "ok"}
-        process.send_signal(signal.SIGTERM)
-        rest = process.stderr.read()
-        assert process.wait(20) == 0, rest
+        address, lines = until_listening(process)
+        assert httpx.get(f"{address}/livez").json() == {"status": "ok"}
+        rest = stopped(process)
     assert "Traceback" not in rest
-    assert "GET /livez 200" in "".join(lines) + rest
+    assert "method=GET path=/livez route=/livez status=200" in "".join(lines) + rest
+
+
+def test_every_line_of_a_json_log_is_an_object(zoo: Path) -> None:
+    with start(ZOO=str(zoo), PORT="0", LOG_FORMAT="json") as process:
+        address, lines = until_listening(process)
+        metrics = httpx.get(f"{address}/metrics").text
+        found = [json.loads(line) for line in lines + stopped(process).splitlines()]
+    assert "/metrics" in {line.get("path") for line in found}
+    assert "unperturb_worker_restarts_total 0.0" in metrics
+    assert "_created" not in metrics
 
 
 def test_for_a_while_after_sigterm_it_answers_but_is_not_ready(zoo: Path) -> None:
     with start(ZOO=str(zoo), PORT="0", SHUTDOWN_DELAY_MS="1500") as process:
-        assert process.stderr is not None
-        address = next(found[1] for line in process.stderr if (found := re.search(r"listening on (http://\S+)", line)))
+        address, _ = until_listening(process)
         while httpx.get(f"{address}/readyz").status_code != 200:
             pass
         process.send_signal(signal.SIGTERM)
@@ -45,6 +67,7 @@ def test_for_a_while_after_sigterm_it_answers_but_is_not_ready(zoo: Path) -> Non
             pass
         assert ready.json()["detail"].startswith("the service is shutting down")
         assert httpx.get(f"{address}/models").status_code == 200
+        assert process.stderr is not None
         process.stderr.read()
         assert process.wait(20) == 0
 

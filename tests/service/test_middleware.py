@@ -24,7 +24,7 @@ def test_one_line_a_request_and_one_a_batch(api: Any, png: Any, caplog: pytest.L
     requests = [each.getMessage() for each in caplog.records if each.name == "service.middleware"]
     batches = [each.getMessage() for each in caplog.records if each.name == "service.worker"]
     assert len(requests) == len(batches) == 1
-    assert "request id=line POST /classify 200" in requests[0]
+    assert "request request_id=line method=POST path=/classify route=/classify status=200 outcome=ok ms=" in requests[0]
     for fact in ("model=cifar10", "purifier=none", "batch_size=1", "queue_ms=", "purify_ms="):
         assert fact in requests[0]
     assert "batch lane=cifar10/toy/none/3x32x32 size=1 queue_ms=" in batches[0]
@@ -33,7 +33,7 @@ def test_one_line_a_request_and_one_a_batch(api: Any, png: Any, caplog: pytest.L
 def test_refused_request_has_its_line_too(api: Any, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="service"):
         api.post("/classify")
-    assert "POST /classify 400" in caplog.text
+    assert "method=POST path=/classify route=/classify status=400 outcome=no-body" in caplog.text
 
 
 def test_path_cannot_forge_a_line(api: Any, caplog: pytest.LogCaptureFixture) -> None:
