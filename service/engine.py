@@ -142,8 +142,10 @@ class Engine:
         except worker.QueueFull as full:
             raise errors.QueueFull(f"{full.limit} images wait, the most that may", full.expected_s) from full
 
-    async def answer(self, data: bytes, ask: Ask, deadline: float) -> Served:
+    async def answer(self, data: bytes | Tensor, ask: Ask, deadline: float) -> Served:
         """Decode, purify and classify one image file. deadline: on the clock of `time.monotonic`.
+
+        A tensor is (C, H, W) float32 in [0, 1], of exactly the model's size, and is not decoded.
 
         Cancelling this withdraws the image from the queue.
 
@@ -168,16 +170,16 @@ class Engine:
         """Run what computes away from the event loop, a few at a time."""
         return await to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._decoders)
 
-    async def _answer(self, data: bytes, ask: Ask, deadline: float) -> Served:
+    async def _answer(self, data: bytes | Tensor, ask: Ask, deadline: float) -> Served:
         defense, image, decode_ms = await self.in_thread(lambda: self._prepare(data, ask.offer))
         seed = secrets.randbelow(SEED_LIMIT) if ask.seed is None else ask.seed
         work = Work(image, seed, ask.top_k, ask.want_image)
         done = await self._run(Lane.of(defense, image), work, deadline)
         return Served(ask.offer, seed, done.value, decode_ms, done.queue_ms, done.batch_size)
 
-    def _prepare(self, data: bytes, offer: Offer) -> tuple[Defense, Tensor, float]:
+    def _prepare(self, data: bytes | Tensor, offer: Offer) -> tuple[Defense, Tensor, float]:
         started = time.perf_counter()
-        image = decode(data, offer.card.input, self.settings.max_pixels)
+        image = data if isinstance(data, Tensor) else decode(data, offer.card.input, self.settings.max_pixels)
         decode_ms = 1000 * (time.perf_counter() - started)
         return self.catalog.load(offer), image, decode_ms
 
