@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from models.catalog import Catalog
-from service import listings, routes
+from service import listings, oip, routes
 from service.engine import Engine
 from service.errors import BadParameter, HttpProblem, Problem
 from service.middleware import RequestBorder, respond
@@ -41,6 +41,7 @@ def create_app(settings: Settings, catalog: Catalog | None = None) -> FastAPI:
     app = FastAPI(title="unperturb", version=version("unperturb"), description=DESCRIPTION, lifespan=lifespan)
     app.include_router(routes.router)
     app.include_router(listings.router)
+    app.include_router(oip.router)
     app.add_middleware(RequestBorder)
     for kind in (Problem, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, _answer)

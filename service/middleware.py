@@ -60,9 +60,11 @@ class RequestBorder:
             _log(scope, status, 1000 * (time.perf_counter() - started), state)
 
 
-def respond(request: Request, problem: Problem) -> ProblemResponse:
-    """The one shape in which errors leave; the cause of an internal one is logged here."""
+def respond(request: Request, problem: Problem) -> JSONResponse:
+    """The one shape in which errors leave, the protocol's under /v2; the cause of an internal one is logged here."""
     content = describe(request, problem, request.url.path)
+    if f"{request.url.path}/".startswith("/v2/"):
+        return JSONResponse({"error": problem.detail}, content["status"], problem.headers())
     return ProblemResponse(content, content["status"], problem.headers())
 
 
