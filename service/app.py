@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from models.catalog import Catalog
-from service import listings, routes
+from service import listings, oip, routes
 from service.engine import Engine
 from service.errors import BadParameter, HttpProblem, Problem
 from service.metrics import Metrics
@@ -59,6 +59,7 @@ def create_app(settings: Settings, catalog: Catalog | None = None) -> FastAPI:
     app.state.metrics, app.state.tracing = metrics, tracing
     app.include_router(routes.router)
     app.include_router(listings.router)
+    app.include_router(oip.router)
     app.add_middleware(RequestBorder, metrics=metrics, tracing=tracing)
     for kind in (Problem, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, _answer)

@@ -54,7 +54,7 @@ async def read_one(request: Request, max_bytes: int) -> Upload:
     if media_type == MULTIPART:
         return (await _read_form(request, boundary, max_bytes, max_images=1))[0]
     Upload(b"?", media_type).checked()  # a type that can't be right is refused before its body is read
-    return Upload(b"".join([chunk async for chunk in _chunks(request, max_bytes)]), media_type)
+    return Upload(await read_whole(request, max_bytes), media_type)
 
 
 async def read_many(request: Request, max_bytes: int, max_images: int) -> list[Upload]:
@@ -67,6 +67,15 @@ async def read_many(request: Request, max_bytes: int, max_images: int) -> list[U
     if media_type != MULTIPART:
         raise UnsupportedMediaType(media_type, [MULTIPART])
     return await _read_form(request, boundary, max_bytes, max_images)
+
+
+async def read_whole(request: Request, max_bytes: int) -> bytes:
+    """The body as it is, whatever it declares to be.
+
+    Raises:
+        TooManyBytes, ClientGone.
+    """
+    return b"".join([chunk async for chunk in _chunks(request, max_bytes)])
 
 
 def _declared(content_type: str) -> tuple[str, bytes | None]:

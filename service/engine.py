@@ -57,15 +57,15 @@ class Ask:
 
 @dataclass(frozen=True)
 class Deadline:
-    """When a request must be answered, on the clock of `time.monotonic`, and how long that was from its arrival."""
+    """When a request must be answered: so long after it arrived, by the clock of `time.monotonic`."""
 
-    at: float
+    arrived: float
     timeout_ms: float
 
-    @classmethod
-    def after(cls, timeout_ms: float) -> "Deadline":
-        """So long from now."""
-        return cls(time.monotonic() + timeout_ms / 1000, timeout_ms)
+    @property
+    def at(self) -> float:
+        """On that clock."""
+        return self.arrived + self.timeout_ms / 1000
 
     def left_s(self) -> float:
         """Seconds until then; negative afterwards."""
@@ -212,8 +212,10 @@ class Engine:
         with self._problems():
             self._worker.check_room(ask.lane, images * ask.votes)
 
-    async def answer(self, data: bytes, ask: Ask, deadline: Deadline) -> Served:
+    async def answer(self, data: bytes | Tensor, ask: Ask, deadline: Deadline) -> Served:
         """Decode, purify and classify one image file.
+
+        A tensor is (C, H, W) float32 in [0, 1], of exactly the model's size, and is not decoded.
 
         Cancelling this withdraws the image from the queue, or from its batch at the next step.
 
@@ -249,9 +251,10 @@ class Engine:
     async def _load(self, offer: Offer) -> Defense:
         """Building a network takes a while, so not in the event loop."""
         catalog = self.catalog
-        return catalog.loaded(offer) or await self.in_thread(lambda: catalog.load(offer))
+        defense = catalog.loaded(offer)
+        return await self.in_thread(lambda: catalog.load(offer)) if defense is None else defense
 
-    async def _answer(self, data: bytes, ask: Ask, deadline: Deadline) -> Served:
+    async def _answer(self, data: bytes | Tensor, ask: Ask, deadline: Deadline) -> Served:
         image, decode_ms = await self.in_thread(lambda: self._decode(data, ask.offer))
         seed = secrets.randbelow(SEED_LIMIT) if ask.seed is None else ask.seed
         works = [
@@ -259,31 +262,34 @@ class Engine:
             for vote in range(ask.votes)
         ]
         done = await self._run(ask.lane, works, deadline.at)
-        first, labels = done[0], ask.offer.card.labels
+        first = done[0]
+
+        def ranked(votes: Sequence[Tensor]) -> tuple[Prediction, ...]:
+            return predictions(votes, ask.offer.card.labels, ask.top_k, self.settings.probability_digits)
+
         return Served(
             offer=ask.offer,
             seed=seed,
             votes=ask.votes,
-            predictions=predictions([each.value.probabilities for each in done], labels, ask.top_k),
-            before=None if first.value.before is None else predictions([first.value.before], labels, ask.top_k),
+            predictions=ranked([each.value.probabilities for each in done]),
+            before=None if first.value.before is None else ranked([first.value.before]),
             answer=first.value,
             decode_ms=decode_ms,
             queue_ms=first.queue_ms,
             batch_size=first.batch_size,
         )
 
-    def _decode(self, data: bytes, offer: Offer) -> tuple[Tensor, float]:
+    def _decode(self, data: bytes | Tensor, offer: Offer) -> tuple[Tensor, float]:
         started = time.perf_counter()
-        image = decode(data, offer.card.input, self.settings.max_pixels)
+        image = data if isinstance(data, Tensor) else decode(data, offer.card.input, self.settings.max_pixels)
         return image, 1000 * (time.perf_counter() - started)
 
     async def _run(self, lane: Lane, works: Sequence[Work], deadline: float | None = None) -> list[Done[Answer]]:
         entries: list[Entry[Work, Answer]] = []
         try:
             for work in works:
-                entries.append(
-                    self._worker.submit(lane, work, deadline)
-                )  # one by one: a refusal leaves some to withdraw
+                # One by one: a refusal leaves some to withdraw.
+                entries.append(self._worker.submit(lane, work, deadline))
             return await asyncio.gather(*(asyncio.wrap_future(entry.future) for entry in entries))
         finally:
             for entry in entries:

@@ -4,6 +4,7 @@ Problem
 |-- BadBody                400
 |   |-- NoBody                  no-body               nothing came
 |   |-- MalformedMultipart      malformed-multipart   the form can't be read, or has no part `image`
+|   |-- MalformedInference      malformed-inference   the JSON or the tensors under /v2 can't be used
 |   |-- NotAnImage              not-an-image          no image format begins like this
 |   `-- BrokenImage             broken-image          the right format, but damaged or cut off
 |-- UploadTooSlow          408  upload-too-slow
@@ -95,6 +96,13 @@ class MalformedMultipart(BadBody):
 
     code = "malformed-multipart"
     title = "Malformed multipart form"
+
+
+class MalformedInference(BadBody):
+    """The JSON or the tensors of an inference request can't be used."""
+
+    code = "malformed-inference"
+    title = "Malformed inference request"
 
 
 class NotAnImage(BadBody):

@@ -48,7 +48,7 @@ class RequestBorder:
         request_id = asked if _VALID_ID.fullmatch(asked) else uuid.uuid4().hex
         state = scope.setdefault("state", {})
         trace_id = self._tracing.trace_id() if self._tracing else caller_trace_id(headers)
-        state.update(request_id=request_id, trace_id=trace_id, facts={})
+        state.update(request_id=request_id, trace_id=trace_id, arrived=time.monotonic(), facts={})
         status, started = 0, time.perf_counter()
 
         async def send_with_id(message: Message) -> None:
@@ -86,10 +86,12 @@ class RequestBorder:
         event(log, logging.INFO, "request", **facts | state["facts"])
 
 
-def respond(request: Request, problem: Problem) -> ProblemResponse:
-    """The one shape in which errors leave; the cause of an internal one is logged here."""
+def respond(request: Request, problem: Problem) -> JSONResponse:
+    """The one shape in which errors leave, the protocol's under /v2; the cause of an internal one is logged here."""
     content = describe(request, problem, request.url.path)
     request.state.outcome = content["code"]
+    if f"{request.url.path}/".startswith("/v2/"):
+        return JSONResponse({"error": problem.detail}, content["status"], problem.headers())
     return ProblemResponse(content, content["status"], problem.headers())
 
 

@@ -1,25 +1,18 @@
 """POST /classify, /classify/batch, /purify: read the body, ask the engine, shape the reply. No maths in here."""
 
 import asyncio
-import logging
-import math
-from collections.abc import Coroutine
-from typing import Annotated, Any, TypeVar
+from typing import Annotated
 from urllib.parse import quote
 
 from fastapi import APIRouter, Query, Request, Response
 
-from models.purifiers import Options
 from service import bodies, errors, openapi
 from service.decode import encode_png
-from service.engine import Ask, Deadline, Engine, Served
-from service.logs import event
-from service.metrics import Metrics
+from service.engine import Served
 from service.middleware import describe
+from service.requests import begin, in_time, watch, while_connected
 from service.schemas import BatchItem, BatchReply, ClassifyQuery, ClassifyReply, ProblemReply, PurifyQuery
 
-log = logging.getLogger(__name__)
-R = TypeVar("R")
 router = APIRouter(tags=["images"])
 
 
@@ -28,11 +21,11 @@ router = APIRouter(tags=["images"])
 )
 async def classify(request: Request, query: Annotated[ClassifyQuery, Query()]) -> ClassifyReply:
     """Send the image as the body, or as the field `image` of a form. PNG, JPEG or WebP; the content decides."""
-    engine, ask, deadline = await _begin(request, query, votes=query.votes, top_k=query.top_k)
-    upload = await _in_time(deadline, bodies.read_one(request, engine.settings.max_body_bytes))
-    served = await _while_connected(request, engine.answer(upload.checked(), ask, deadline))
+    engine, ask, deadline = await begin(request, query, top_k=query.top_k)
+    upload = await in_time(deadline, bodies.read_one(request, engine.settings.max_body_bytes))
+    served = await while_connected(request, engine.answer(upload.checked(), ask, deadline))
     _note(request, served)
-    return _reply(request, served)
+    return ClassifyReply.of(served, request.state.request_id)
 
 
 @router.post(
@@ -40,10 +33,10 @@ async def classify(request: Request, query: Annotated[ClassifyQuery, Query()]) -
 )
 async def classify_batch(request: Request, query: Annotated[ClassifyQuery, Query()]) -> BatchReply:
     """Send a form with many parts `image`. Each gets its result or its problem, in their order; a seed holds for all."""
-    engine, ask, deadline = await _begin(request, query, votes=query.votes, top_k=query.top_k)
+    engine, ask, deadline = await begin(request, query, top_k=query.top_k)
     settings = engine.settings
     reading = bodies.read_many(request, settings.max_body_bytes, settings.max_batch_images)
-    uploads = await _in_time(deadline, reading)
+    uploads = await in_time(deadline, reading)
     engine.check_room(ask, len(uploads))
 
     async def item(index: int, upload: bodies.Upload) -> BatchItem:
@@ -52,12 +45,12 @@ async def classify_batch(request: Request, query: Annotated[ClassifyQuery, Query
         except errors.Problem as problem:
             return BatchItem(problem=ProblemReply(**describe(request, problem, f"{request.url.path}#{index}")))
         watch(request, served)
-        return BatchItem(result=_reply(request, served))
+        return BatchItem(result=ClassifyReply.of(served, request.state.request_id))
 
     async def all_items() -> list[BatchItem]:
         return await asyncio.gather(*(item(index, upload) for index, upload in enumerate(uploads)))
 
-    items = await _while_connected(request, all_items())
+    items = await while_connected(request, all_items())
     failed = sum(each.problem is not None for each in items)
     request.state.facts.update(images=len(items), failed=failed)
     return BatchReply(request_id=request.state.request_id, items=items)
@@ -75,91 +68,14 @@ async def purify(request: Request, query: Annotated[PurifyQuery, Query()]) -> Re
 
     A PNG has 256 levels, so values are rounded by up to 0.5 / 255 on top of the change that the headers tell.
     """
-    engine, ask, deadline = await _begin(request, query, want_image=True)
-    upload = await _in_time(deadline, bodies.read_one(request, engine.settings.max_body_bytes))
-    served = await _while_connected(request, engine.answer(upload.checked(), ask, deadline))
+    engine, ask, deadline = await begin(request, query, want_image=True)
+    upload = await in_time(deadline, bodies.read_one(request, engine.settings.max_body_bytes))
+    served = await while_connected(request, engine.answer(upload.checked(), ask, deadline))
     _note(request, served)
     image = served.answer.image
     assert image is not None
     png = await engine.in_thread(lambda: encode_png(image))
-    return Response(png, media_type="image/png", headers=_headers(_reply(request, served)))
-
-
-def _reply(request: Request, served: Served) -> ClassifyReply:
-    digits = request.app.state.engine.settings.probability_digits
-    return ClassifyReply.of(served, request.state.request_id, digits)
-
-
-async def _begin(request: Request, query: PurifyQuery, **wishes: Any) -> tuple[Engine, Ask, Deadline]:
-    """What can be refused before the body is read, is."""
-    engine: Engine = request.app.state.engine
-    deadline = Deadline.after(_timeout_ms(request, query, engine.settings.timeout_ms))
-    offer = engine.choose(query.model, query.purifier, query.classifier)
-    request.state.facts.update(model=offer.model, purifier=offer.purifier)
-    ask = await engine.ask(offer, Options(query.epsilon, query.steps), seed=query.seed, **wishes)
-    engine.check_room(ask)
-    return engine, ask, deadline
-
-
-def _timeout_ms(request: Request, query: PurifyQuery, limit_ms: float) -> float:
-    """The shortest that anybody asked for."""
-    header = request.headers.get("x-request-timeout")
-    if header is None:
-        return min(limit_ms, query.timeout_ms or limit_ms)
-    try:
-        seconds = float(header)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < math.inf:
-        raise errors.BadParameter("X-Request-Timeout: not a positive number of seconds, such as 2.5")
-    return min(limit_ms, query.timeout_ms or limit_ms, 1000 * seconds)
-
-
-async def _in_time(deadline: Deadline, reading: Coroutine[Any, Any, R]) -> R:
-    """A client that sends a byte a minute must not hold its place for ever."""
-    try:
-        async with asyncio.timeout(deadline.left_s()):
-            return await reading
-    except TimeoutError as error:
-        raise errors.UploadTooSlow(deadline.timeout_ms) from error
-
-
-async def _while_connected(request: Request, answering: Coroutine[Any, Any, R]) -> R:
-    """Await an answer, but withdraw the work if the client leaves first. The body must have been read."""
-    work, gone = asyncio.ensure_future(answering), asyncio.ensure_future(_disconnected(request))
-    try:
-        await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not work.done():
-            raise errors.ClientGone
-        return work.result()
-    finally:
-        for task in (work, gone):
-            task.cancel()
-        await asyncio.gather(work, gone, return_exceptions=True)
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-def watch(request: Request, served: Served) -> None:
-    """Each answered image: its metrics and spans, and the alarm where it looks suspicious."""
-    _count(request.app.state.metrics, served)
-    if request.app.state.tracing is not None:
-        request.app.state.tracing.answered(served)
-    offer, suspicion, alarm = served.offer, served.answer.suspicion, request.app.state.engine.settings.suspicion_alarm
-    if alarm is None or suspicion is None or suspicion < alarm:
-        return
-    request.app.state.metrics.suspicious(offer.model, offer.purifier)
-    facts = {"request_id": request.state.request_id, "trace_id": request.state.trace_id, "suspicion": suspicion}
-    event(log, logging.WARNING, "suspicious", model=offer.model, purifier=offer.purifier, **facts)
-
-
-def _count(metrics: Metrics, served: Served) -> None:
-    offer, answer = served.offer, served.answer
-    passes = served.votes * answer.forward_passes, served.votes * answer.backward_passes
-    metrics.answered(offer.model, offer.purifier, *passes, answer.suspicion, served.decode_ms / 1000)
+    return Response(png, media_type="image/png", headers=_headers(ClassifyReply.of(served, request.state.request_id)))
 
 
 def _note(request: Request, served: Served) -> None:

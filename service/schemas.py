@@ -111,8 +111,8 @@ class ClassifyReply(BaseModel):
     timings: TimingsReply
 
     @classmethod
-    def of(cls, served: Served, request_id: str, digits: int) -> "ClassifyReply":
-        """Shape an answer; probabilities get so many `digits`."""
+    def of(cls, served: Served, request_id: str) -> "ClassifyReply":
+        """Shape an answer."""
         answer = served.answer
         names = PurificationReply.model_fields
         return cls(
@@ -120,8 +120,8 @@ class ClassifyReply(BaseModel):
             model=served.offer.model,
             classifier=served.offer.classifier,
             purifier=served.offer.purifier,
-            predictions=_rounded(served.predictions, digits),
-            unpurified=None if served.before is None else _rounded(served.before, digits),
+            predictions=_ranking(served.predictions),
+            unpurified=None if served.before is None else _ranking(served.before),
             purification=PurificationReply(**{name: getattr(answer, name) for name in names}),
             seed=served.seed,
             weights_sha256=served.offer.card.weights_sha256,
@@ -134,13 +134,8 @@ class ClassifyReply(BaseModel):
         )
 
 
-def _rounded(found: Sequence[Prediction], digits: int) -> list[PredictionReply]:
-    return [
-        PredictionReply(
-            label=each.label, index=each.index, probability=round(each.probability, digits), votes=each.votes
-        )
-        for each in found
-    ]
+def _ranking(found: Sequence[Prediction]) -> list[PredictionReply]:
+    return [PredictionReply(**vars(each)) for each in found]
 
 
 class ProblemReply(BaseModel):

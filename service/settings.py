@@ -130,7 +130,7 @@ class Settings(BaseSettings):
     max_pixels: int = Field(
         default=2**24, ge=1, le=PILLOW_LIMIT, description="The most pixels an image may claim; checked before decoding."
     )
-    max_batch_images: int = Field(default=32, ge=1, le=4096, description="The most images in one /classify/batch.")
+    max_batch_images: int = Field(default=32, ge=1, le=4096, description="The most images in one request.")
     decode_threads: int = Field(
         default=4,
         ge=1,

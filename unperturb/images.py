@@ -28,6 +28,8 @@ Epsilon = Annotated[
 Steps = Annotated[int | None, typer.Option(min=1, max=1000, help="The steps, instead of the purifier's own.")]
 Seed = Annotated[int, typer.Option(min=0, help="For purifiers that draw random numbers.")]
 
+DIGITS = 7  # who runs this has the networks anyway
+
 Outcome = Answer | Exception
 
 
@@ -106,7 +108,7 @@ def _record(defense: Defense, file: Path, outcome: Outcome, top_k: int) -> dict[
     if isinstance(outcome, Exception):
         return {"file": str(file), "error": str(outcome)}
     found = {name: value for name, value in vars(outcome).items() if name not in ("probabilities", "before", "image")}
-    ranked = predictions([outcome.probabilities], defense.card.labels, top_k)
+    ranked = predictions([outcome.probabilities], defense.card.labels, top_k, DIGITS)
     return {"file": str(file), "predictions": [asdict(each) for each in ranked], **found}
 
 
@@ -117,7 +119,7 @@ def _table(defense: Defense, files: Sequence[Path], outcomes: Sequence[Outcome],
         if isinstance(outcome, Exception):
             table.add_row(str(file), f"[red]{outcome}[/red]")
             continue
-        for rank, prediction in enumerate(predictions([outcome.probabilities], defense.card.labels, top_k)):
+        for rank, prediction in enumerate(predictions([outcome.probabilities], defense.card.labels, top_k, DIGITS)):
             rest = (f"{255 * outcome.epsilon:.1f}/255", _suspicion(outcome)) if rank == 0 else ()
             name = str(file) if rank == 0 else ""
             table.add_row(name, prediction.label, f"{prediction.probability:.3f}", *rest)
