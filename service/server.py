@@ -2,7 +2,9 @@
 
 import logging
 import math
+import signal
 import socket
+from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
@@ -20,12 +22,18 @@ def serve(settings: Settings) -> None:
 
     Raises:
         CheckpointError: a zoo folder is unusable; better no service than one that is never ready.
-        SystemExit: the address is taken.
+        SystemExit: the address is taken; or status 0, after a SIGTERM.
     """
+    signal.signal(signal.SIGTERM, _leave)
     logs.configure(settings.log_level)
     log.info("settings %s", settings.model_dump_json())
     catalog = Catalog.open(settings.zoo, settings.torch_device())
     build_server(settings, create_app(settings, catalog)).run()
+
+
+def _leave(_signal: int, _frame: FrameType | None) -> None:
+    """SIGTERM outside of uvicorn's hands: during the start, and passed on by it once all is answered. Neither is a failure."""
+    raise SystemExit(0)
 
 
 def build_server(settings: Settings, app: FastAPI) -> uvicorn.Server:
