@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from service.settings import Settings
@@ -33,7 +34,7 @@ def families() -> dict[str, str]:
     """What the service exposes: metric -> counter, histogram or gauge."""
     if find_spec("service.metrics") is None:
         return {f"unperturb_{name}": kind for kind, names in PLANNED.items() for name in names.split()}
-    registry = importlib.import_module("service.metrics").Metrics().registry
+    registry = importlib.import_module("service.metrics").Metrics(torch.device("cpu")).registry
     return {family.name: family.type for family in registry.collect() if family.name.startswith("unperturb_")}
 
 
@@ -130,6 +131,11 @@ def test_every_alert_has_a_case() -> None:
     """Run by promtool, see the head of that file; here it only can't be forgotten."""
     cases = [case for test in load("docker/prometheus/alerts.test.yml")["tests"] for case in test["alert_rule_test"]]
     assert {case["alertname"] for case in cases if "exp_alerts" in case} == {rule["alert"] for rule in rules()}
+
+
+def test_the_page_lists_the_alerts() -> None:
+    page = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `(Unperturb\w+)` \|", page, flags=re.M) == [rule["alert"] for rule in rules()]
 
 
 def test_slow_means_half_of_the_default_deadline() -> None:
