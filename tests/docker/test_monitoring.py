@@ -116,8 +116,9 @@ def test_panels_are_distinct_and_do_not_overlap() -> None:
     assert len({panel["title"] for panel in PANELS}) == len(PANELS)
 
 
-def test_panels_ask_the_data_source_that_is_chosen() -> None:
-    asked = [each["datasource"] for panel in PANELS for each in (panel, *panel["targets"])]
+def test_panels_and_variables_ask_the_data_source_that_is_chosen() -> None:
+    asking = [each for each in DASHBOARD["templating"]["list"] if each["type"] == "query"] + PANELS
+    asked = [each["datasource"] for panel in asking for each in (panel, *panel.get("targets", []))]
     assert all(each == {"type": "prometheus", "uid": "${datasource}"} for each in asked)
 
 
