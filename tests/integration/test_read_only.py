@@ -28,7 +28,7 @@ serve(Settings())
 """
 
 
-def test_serving_writes_below_the_temporary_folder_only(zoo: Path) -> None:
+def test_serving_writes_below_the_temporary_folder_only_and_ends_well(zoo: Path) -> None:
     environment = {**os.environ, "UNPERTURB_ZOO": str(zoo), "UNPERTURB_PORT": "0"}
     process = subprocess.Popen([sys.executable, "-c", CODE], env=environment, stderr=subprocess.PIPE, text=True)
     with process:
