@@ -24,13 +24,19 @@ def serve(settings: Settings) -> None:
 
     Raises:
         CheckpointError: a zoo folder is unusable; better no service than one that is never ready.
-        SystemExit: the address is taken.
+        SystemExit: the address is taken; or status 0, after a SIGTERM.
     """
+    signal.signal(signal.SIGTERM, _leave)
     logs.configure(settings.log_level, settings.log_format)
     disable_created_metrics()  # a second series for each counter, of no use to Prometheus
     log.info("settings %s", settings.model_dump_json())
     catalog = Catalog.open(settings.zoo, settings.torch_device())
     build_server(settings, create_app(settings, catalog)).run()
+
+
+def _leave(_signal: int, _frame: FrameType | None) -> None:
+    """SIGTERM outside of uvicorn's hands: during the start, and passed on by it once all is answered. Neither is a failure."""
+    raise SystemExit(0)
 
 
 def build_server(settings: Settings, app: FastAPI) -> uvicorn.Server:

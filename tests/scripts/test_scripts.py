@@ -177,6 +177,6 @@ def test_first_failing_check_ends_the_run(machine: Machine) -> None:
     assert not machine.asked("-m pytest")
 
 
-@pytest.mark.parametrize("script", ["scripts/serve.sh", "scripts/test.sh", ".ci/run"])
+@pytest.mark.parametrize("script", ["scripts/serve.sh", "scripts/smoke.sh", "scripts/test.sh", ".ci/run"])
 def test_scripts_are_executable(script: str) -> None:
     assert os.access(ROOT / script, os.X_OK)
