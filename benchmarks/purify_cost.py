@@ -9,15 +9,11 @@ Exits with 1 where a soap-lc min-aux row costs more than a quarter of plain, or 
 
 import argparse
 import json
-import os
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.machine import described
 from models.catalog import ZOO, Defense, build_defense
 from models.checkpoint import CARD, Card, Checkpoint, InputSpec, PurifierEntry, read_card
 from models.classifiers import Classifier, build_classifier, frozen
@@ -253,30 +250,14 @@ def _cell(spread: dict[str, Any] | None) -> str:
 
 
 def _header(options: argparse.Namespace) -> dict[str, Any]:
-    return {
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "commit": _commit(),
-        "hardware": {"cpu": _cpu(), "cores": os.cpu_count(), "torch_threads": torch.get_num_threads()},
-        "load_before": os.getloadavg()[0],
-        "versions": {"python": platform.python_version(), "torch": version("torch"), "unperturb": version("unperturb")},
+    found = described()
+    found["hardware"]["torch_threads"] = torch.get_num_threads()
+    return found | {
         "precision": "fp32",
         "images": options.images,
         "warmup_rounds": options.warmup,
         "measured_rounds": options.rounds,
     }
-
-
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def _commit() -> str:
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], capture_output=True, text=True, check=False).stdout.strip()
-
-    return (git("rev-parse", "HEAD") or "unknown") + ("-dirty" if git("status", "--porcelain") else "")
 
 
 if __name__ == "__main__":

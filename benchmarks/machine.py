@@ -1,0 +1,36 @@
+"""What a result must say of where it was measured."""
+
+import os
+import platform
+import subprocess
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+
+def described(*packages: str) -> dict[str, Any]:
+    """Date, commit, hardware and versions, those of `packages` among them."""
+    return {
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "commit": commit(),
+        "hardware": {"cpu": cpu(), "cores": os.cpu_count()},
+        "load_before": os.getloadavg()[0],
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", *packages, "unperturb")},
+        },
+    }
+
+
+def cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def commit() -> str:
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], capture_output=True, text=True, check=False).stdout.strip()
+
+    return (git("rev-parse", "HEAD") or "unknown") + ("-dirty" if git("status", "--porcelain") else "")
