@@ -7,6 +7,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.catalog import Catalog
+from models.catalog import Catalog, Offer
 from service.decode import decode
 from service.oip import COLUMNS, version_of
 from service.oip_schemas import ErrorReply, InferRequest, InferResponse
@@ -84,6 +85,22 @@ def test_model_tells_both_forms_of_its_input_and_all_outputs(api: Any, versions:
         "seed": ("INT64", [-1]),
         "purified": ("FP32", [-1, 3, 32, 32]),
     }
+
+
+def test_metadata_are_those_of_the_classifier_that_answers(
+    api: Any, catalog: Catalog, versions: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def shrunk(offer: Offer) -> Offer:
+        small = offer.card.input.model_copy(update={"height": 16})
+        return replace(offer, card=offer.card.model_copy(update={"input": small}))
+
+    offers = [shrunk(offer) if offer.classifier == "plain" else offer for offer in catalog.offers()]
+    monkeypatch.setattr(catalog, "offers", lambda: offers)
+    shapes = {
+        path: api.get(f"/v2/models/cifar10{path}").json()["inputs"][1]["shape"]
+        for path in ("", f"/versions/{versions['plain']}")
+    }
+    assert list(shapes.values()) == [[-1, 3, 32, 32], [-1, 3, 16, 32]]
 
 
 def test_model_without_the_default_purifier_has_metadata_too(api: Any, versions: dict[str, str]) -> None:
