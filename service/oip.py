@@ -246,7 +246,7 @@ async def _answer(request: Request, target: _Target, body: bytes) -> Response:
     asked, binary = await engine.in_thread(lambda: tensors.parse(body, header_length))
     wishes, query = _wishes(asked), _query(asked, target)
     want_image = any(wish.name == PURIFIED for wish in wishes)
-    engine, ask, deadline = await begin(request, query, want_image=want_image)
+    _, ask, deadline = await begin(request, query, want_image=want_image)
     ask = replace(ask, top_k=len(ask.offer.card.labels))
     limit = engine.settings.max_batch_images
     images = await engine.in_thread(lambda: _images(asked.inputs[0], binary, ask.offer.card.input, limit))

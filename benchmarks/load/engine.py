@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from models.catalog import Catalog
+from models.purifiers import Options
 from service.decode import decode
 from service.pipeline import Lane, Work, run_batch
 from service.settings import Settings
@@ -71,7 +72,7 @@ def _run(
     defense = catalog.defense(model, purifier)
     images = [decode(data, defense.card.input, 2**24) for data in files]
     batches = [_works(images, size, seed) for seed, size in enumerate(batch_sizes)]
-    lane = Lane.of(defense, images[0])
+    lane = Lane.of(defense, Options(), images[0].shape)
     for works in batches[:2]:
         run_batch(lane, works)
     done, started = 0, time.monotonic()

@@ -5,7 +5,9 @@ import base64
 import json
 import struct
 import threading
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.catalog import Catalog
+from models.catalog import Catalog, Offer
 from service.decode import decode
 from service.oip import COLUMNS, version_of
 from service.oip_schemas import ErrorReply, InferRequest, InferResponse
@@ -83,6 +85,22 @@ def test_model_tells_both_forms_of_its_input_and_all_outputs(api: Any, versions:
         "seed": ("INT64", [-1]),
         "purified": ("FP32", [-1, 3, 32, 32]),
     }
+
+
+def test_metadata_are_those_of_the_classifier_that_answers(
+    api: Any, catalog: Catalog, versions: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def shrunk(offer: Offer) -> Offer:
+        small = offer.card.input.model_copy(update={"height": 16})
+        return replace(offer, card=offer.card.model_copy(update={"input": small}))
+
+    offers = [shrunk(offer) if offer.classifier == "plain" else offer for offer in catalog.offers()]
+    monkeypatch.setattr(catalog, "offers", lambda: offers)
+    shapes = {
+        path: api.get(f"/v2/models/cifar10{path}").json()["inputs"][1]["shape"]
+        for path in ("", f"/versions/{versions['plain']}")
+    }
+    assert list(shapes.values()) == [[-1, 3, 32, 32], [-1, 3, 16, 32]]
 
 
 def test_model_without_the_default_purifier_has_metadata_too(api: Any, versions: dict[str, str]) -> None:
@@ -414,7 +432,7 @@ async def talk(app: Any, receive: Callable[[], Any]) -> list[dict[str, Any]]:
         **{"path": INFER, "raw_path": INFER.encode(), "query_string": b"", "root_path": "", "headers": []},
         **{"server": ("test", 80), "client": ("test", 1)},
     }
-    await app(scope, receive, send)
+    await asyncio.wait_for(app(scope, receive, send), timeout=20)
     return sent
 
 
@@ -476,13 +494,38 @@ def test_upload_that_never_ends_is_408(run: Any, catalog: Catalog) -> None:
     messages = [{"type": "http.request", "body": b"{", "more_body": True}]
 
     async def receive() -> dict[str, Any]:
-        return messages.pop() if messages else await asyncio.Event().wait()  # type: ignore[return-value]
+        if messages:
+            return messages.pop()
+        await asyncio.Event().wait()
+        raise AssertionError
 
     with run(Settings(timeout_ms=100), catalog) as api:
         api.wait_ready()
         start, content = api.portal.call(talk, api.app, receive)
     assert start["status"] == 408
     assert "not complete after 100 ms" in json.loads(content["body"])["error"]
+
+
+def test_deadline_counts_from_the_arrival_not_from_the_end_of_the_upload(
+    run: Any, catalog: Catalog, png: Png, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    messages = [{"type": "http.request", "body": json.dumps(files(png(), parameters={"purifier": "none"})).encode()}]
+    uploading, deadlines = [], []
+
+    async def receive() -> dict[str, Any]:
+        if messages:
+            uploading.append(time.monotonic())
+            return messages.pop()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    with run(Settings(), catalog) as api:
+        api.wait_ready()
+        engine = api.app.state.engine
+        answer = engine.answer
+        monkeypatch.setattr(engine, "answer", lambda *asked: deadlines.append(asked[2]) or answer(*asked))
+        assert api.portal.call(talk, api.app, receive)[0]["status"] == 200
+        assert deadlines[0] - engine.settings.timeout_ms / 1000 <= uploading[0]
 
 
 def test_request_has_its_line_in_the_log(api: Any, png: Png, caplog: pytest.LogCaptureFixture) -> None:
