@@ -8,12 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-import anyio
 import torch
 from anyio import to_thread
 from torch import Tensor
 
-from models.catalog import Catalog, Defense, Offer
+from models.catalog import Catalog, Offer
 from models.catalog import UnknownName as NotInCatalog
 from models.checkpoint import CheckpointError
 from service import errors, worker
@@ -21,6 +20,7 @@ from service.decode import decode
 from service.lanes import Done, Expired
 from service.pipeline import Answer, Lane, Work, run_batch
 from service.settings import Settings
+from service.threads import ThreadPool, TooLong
 
 log = logging.getLogger(__name__)
 R = TypeVar("R")
@@ -66,7 +66,7 @@ class Engine:
         self.settings = settings
         self._catalog = catalog
         self._waits_for: str | None = "the catalog is not loaded yet"
-        self._decoders = anyio.CapacityLimiter(settings.decode_threads)
+        self._threads = ThreadPool(settings.decode_threads)
         self._worker: worker.BatchWorker[Lane, Work, Answer] = worker.BatchWorker(
             run_batch,
             max_batch_size=settings.max_batch_size,
@@ -101,6 +101,7 @@ class Engine:
     async def close(self) -> None:
         """Finish what waits (no longer than a request may take), then stop."""
         await to_thread.run_sync(self._worker.close, self.settings.timeout_ms / 1000)
+        self._threads.close()
 
     def unready(self) -> str | None:
         """Why requests can't be relied on to be answered; None when all is well."""
@@ -166,20 +167,30 @@ class Engine:
 
     async def in_thread(self, call: Callable[[], R]) -> R:
         """Run what computes away from the event loop, a few at a time."""
-        return await to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._decoders)
+        return await self._threads.run(call)
 
     async def _answer(self, data: bytes, ask: Ask, deadline: float) -> Served:
-        defense, image, decode_ms = await self.in_thread(lambda: self._prepare(data, ask.offer))
+        image, decode_ms = await self._decode(data, ask.offer)
+        defense = await self.in_thread(lambda: self.catalog.load(ask.offer))  # takes its time when it is the first
         seed = secrets.randbelow(SEED_LIMIT) if ask.seed is None else ask.seed
         work = Work(image, seed, ask.top_k, ask.want_image)
         done = await self._run(Lane.of(defense, image), work, deadline)
         return Served(ask.offer, seed, done.value, decode_ms, done.queue_ms, done.batch_size)
 
-    def _prepare(self, data: bytes, offer: Offer) -> tuple[Defense, Tensor, float]:
-        started = time.perf_counter()
-        image = decode(data, offer.card.input, self.settings.max_pixels)
-        decode_ms = 1000 * (time.perf_counter() - started)
-        return self.catalog.load(offer), image, decode_ms
+    async def _decode(self, data: bytes, offer: Offer) -> tuple[Tensor, float]:
+        """The image, and the ms it took."""
+        settings = self.settings
+
+        def call() -> tuple[Tensor, float]:
+            started = time.perf_counter()
+            spec, pixels, side = offer.card.input, settings.max_pixels, settings.max_side
+            image = decode(data, spec, pixels, max_side=side, formats=settings.formats)
+            return image, 1000 * (time.perf_counter() - started)
+
+        try:
+            return await self._threads.run(call, settings.decode_timeout_ms / 1000)
+        except TooLong as error:
+            raise errors.DecodeTooSlow(settings.decode_timeout_ms) from error
 
     async def _run(self, lane: Lane, work: Work, deadline: float | None = None) -> Done[Answer]:
         return await asyncio.wrap_future(self._worker.submit(lane, work, deadline))

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models.catalog import ZOO
+from service.decode import FORMATS, MAX_SIDE, Format
 
 # Pillow warns above this size and refuses above twice of it; our own limit has to be the one that speaks.
 PILLOW_LIMIT = Image.MAX_IMAGE_PIXELS or 89_478_485
@@ -66,6 +67,14 @@ class Settings(BaseSettings):
     max_pixels: int = Field(
         default=2**24, ge=1, le=PILLOW_LIMIT, description="The most pixels an image may claim; checked before decoding."
     )
+    max_side: int = Field(
+        default=MAX_SIDE, ge=1, le=2**20, description="The longest side that an image may claim, in pixels."
+    )
+    formats: Annotated[tuple[Format, ...], NoDecode] = Field(
+        default=FORMATS,
+        min_length=1,
+        description="Image formats that are read; in the environment with commas between.",
+    )
     max_batch_images: int = Field(default=32, ge=1, le=4096, description="The most images in one /classify/batch.")
     decode_threads: int = Field(
         default=4,
@@ -73,11 +82,22 @@ class Settings(BaseSettings):
         le=256,
         description="Images decoded at the same time; each may need 16 bytes a pixel meanwhile.",
     )
+    decode_timeout_ms: float = Field(
+        default=5_000.0,
+        gt=0,
+        le=3_600_000,
+        description="The longest that decoding one image may take; its thread stays taken until it really ends.",
+    )
 
     @field_validator("zoo", mode="before")
     @classmethod
     def _split_folders(cls, value: object) -> object:
         return tuple(folder for folder in value.split(os.pathsep) if folder) if isinstance(value, str) else value
+
+    @field_validator("formats", mode="before")
+    @classmethod
+    def _split_commas(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _a_batch_fits_the_queue(self) -> Self:
