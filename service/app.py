@@ -15,6 +15,7 @@ from models.catalog import Catalog
 from service import listings, routes
 from service.engine import Engine
 from service.errors import BadParameter, HttpProblem, Problem
+from service.intake import BodyBudget
 from service.middleware import RequestBorder, respond
 from service.settings import Settings
 
@@ -41,10 +42,16 @@ def create_app(settings: Settings, catalog: Catalog | None = None) -> FastAPI:
     app = FastAPI(title="unperturb", version=version("unperturb"), description=DESCRIPTION, lifespan=lifespan)
     app.include_router(routes.router)
     app.include_router(listings.router)
-    app.add_middleware(RequestBorder)
+    _add_borders(app, settings)
     for kind in (Problem, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, _answer)
     return app
+
+
+def _add_borders(app: FastAPI, settings: Settings) -> None:
+    """From the inside to the outside: what is added last sees a request first."""
+    app.add_middleware(BodyBudget, limit=settings.max_held_bytes)
+    app.add_middleware(RequestBorder)
 
 
 async def _answer(request: Request, error: Exception) -> Response:

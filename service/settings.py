@@ -88,6 +88,12 @@ class Settings(BaseSettings):
         le=3_600_000,
         description="The longest that decoding one image may take; its thread stays taken until it really ends.",
     )
+    max_held_bytes: int = Field(
+        default=512 * 2**20,
+        ge=1,
+        le=2**40,
+        description="Bytes of request bodies in memory at the same time, all requests together; more get a 503.",
+    )
 
     @field_validator("zoo", mode="before")
     @classmethod
@@ -98,6 +104,15 @@ class Settings(BaseSettings):
     @classmethod
     def _split_commas(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _a_body_fits_the_memory(self) -> Self:
+        if self.max_body_bytes > self.max_held_bytes:
+            raise ValueError(
+                f"max_body_bytes ({self.max_body_bytes}) is above max_held_bytes ({self.max_held_bytes}): "
+                "such a body could never be received"
+            )
+        return self
 
     @model_validator(mode="after")
     def _a_batch_fits_the_queue(self) -> Self:
