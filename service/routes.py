@@ -11,6 +11,7 @@ from fastapi import APIRouter, Query, Request, Response
 from service import bodies, errors, openapi
 from service.decode import encode_png
 from service.engine import Ask, Engine, Served
+from service.keys import charge
 from service.middleware import describe
 from service.schemas import BatchItem, BatchReply, ClassifyQuery, ClassifyReply, ProblemReply, PurifyQuery
 
@@ -39,6 +40,7 @@ async def classify_batch(request: Request, query: Annotated[ClassifyQuery, Query
     settings = engine.settings
     reading = bodies.read_many(request, settings.max_body_bytes, settings.max_batch_images)
     uploads = await _in_time(engine, deadline, reading)
+    charge(request, len(uploads))
 
     async def item(index: int, upload: bodies.Upload) -> BatchItem:
         try:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 import torch
 from PIL import Image
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models.catalog import ZOO
@@ -95,12 +95,30 @@ class Settings(BaseSettings):
         description="Bytes of request bodies in memory at the same time, all requests together; more get a 503.",
     )
 
+    api_keys_file: Path | None = Field(
+        default=None, description="A file of API keys, a line each (docs/security.md); unset asks for no key."
+    )
+    api_keys: SecretStr | None = Field(
+        default=None, description="The same lines without a file, with commas or spaces between."
+    )
+    open_metrics: bool = Field(default=False, description="Whether /metrics needs no API key where the rest does.")
+    rate_limit_burst_s: float = Field(
+        default=10.0,
+        ge=0,
+        le=86_400,
+        description="Seconds of a key's rate that it may save up and then send at once; one image it always may.",
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Web origins whose pages may call, with commas between; * for all; none sends no CORS headers.",
+    )
+
     @field_validator("zoo", mode="before")
     @classmethod
     def _split_folders(cls, value: object) -> object:
         return tuple(folder for folder in value.split(os.pathsep) if folder) if isinstance(value, str) else value
 
-    @field_validator("formats", mode="before")
+    @field_validator("formats", "cors_origins", mode="before")
     @classmethod
     def _split_commas(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
