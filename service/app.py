@@ -1,6 +1,7 @@
 """The ASGI application: lifespan, routes, and the one way out for errors."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -10,16 +11,21 @@ from anyio import to_thread
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
 from models.catalog import Catalog
-from service import listings, oip, routes
+from service import keys, listings, oip, routes
 from service.engine import Engine
 from service.errors import BadParameter, HttpProblem, Problem
+from service.intake import BodyBudget
+from service.keys import KeyGate
 from service.metrics import Metrics
 from service.middleware import RequestBorder, respond
 from service.settings import Settings
 from service.tracing import Tracing
+
+log = logging.getLogger(__name__)
 
 DESCRIPTION = """Undoes a possible adversarial perturbation with a purifier of your choice, classifies the result, and says
 what it did. Purification helps against attackers who don't know of it; how far, and how little against those who do,
@@ -27,7 +33,11 @@ stands in `measured` under `/purifiers`."""
 
 
 def create_app(settings: Settings, catalog: Catalog | None = None) -> FastAPI:
-    """The service. Without a catalog it opens the settings' zoo folders once it runs; /readyz is red until then."""
+    """The service. Without a catalog it opens the settings' zoo folders once it runs; /readyz is red until then.
+
+    Raises:
+        KeysError, OSError: the API keys of the settings can't be used.
+    """
 
     metrics = Metrics(settings.torch_device())
     tracing = None if settings.otlp_endpoint is None else Tracing(settings.otlp_endpoint)
@@ -60,10 +70,25 @@ def create_app(settings: Settings, catalog: Catalog | None = None) -> FastAPI:
     app.include_router(routes.router)
     app.include_router(listings.router)
     app.include_router(oip.router)
-    app.add_middleware(RequestBorder, metrics=metrics, tracing=tracing)
+    _add_borders(app, settings, metrics, tracing)
     for kind in (Problem, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, _answer)
     return app
+
+
+def _add_borders(app: FastAPI, settings: Settings, metrics: Metrics, tracing: Tracing | None) -> None:
+    """From the inside to the outside: what is added last sees a request first."""
+    app.add_middleware(BodyBudget, limit=settings.max_held_bytes)
+    known = keys.load(settings)
+    if known is not None:
+        app.add_middleware(KeyGate, keys=known, open_metrics=settings.open_metrics)
+        log.info("API keys of %s", ", ".join(known.names()))
+    if settings.cors_origins:  # outside of the keys: a browser asks first whether it may send one
+        origins, methods = settings.cors_origins, ("GET", "POST")
+        app.add_middleware(
+            CORSMiddleware, allow_origins=origins, allow_methods=methods, allow_headers=["*"], expose_headers=["*"]
+        )
+    app.add_middleware(RequestBorder, metrics=metrics, tracing=tracing)
 
 
 async def _answer(request: Request, error: Exception) -> Response:

@@ -1,8 +1,10 @@
 """PNG, JPEG or WebP bytes to a float32 image in [0, 1] and back: the only place where 0..255 exists.
 
-The content decides the format. Sizes are checked before anything is decoded: a small file can claim a huge picture.
+The content decides the format. Sizes are checked before anything is decoded: a small file can claim a huge picture. So
+is what the file is cut into: 16 MB of empty PNG chunks or JPEG segments take Pillow 5 to 18 s to walk through, and a
+99 kB progressive JPEG with a thousand empty scans takes libjpeg 36 s. docs/input.md has all of it as a table.
 
-- The EXIF orientation is applied. Of an animation the first frame counts.
+- The EXIF orientation is applied. Of an animation the first frame counts; how many follow costs nothing to know.
 - What is transparent is laid over white, as a browser shows it.
 - Grey becomes colour by repetition; colour becomes grey by the luma of ITU-R BT.601, exact where red = green = blue.
 - 16-bit grey keeps its depth. 16-bit colour keeps the upper 8 bits only: Pillow reads no more.
@@ -12,6 +14,7 @@ The content decides the format. Sizes are checked before anything is decoded: a 
 import io
 import struct
 import zlib
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,9 +23,28 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.checkpoint import InputSpec
-from service.errors import BrokenImage, NoBody, NotAnImage, TooManyPixels, UnsupportedFormat
+from service.errors import (
+    BrokenImage,
+    NoBody,
+    NotAnImage,
+    Problem,
+    TooLongSide,
+    TooManyPieces,
+    TooManyPixels,
+    UnsupportedFormat,
+)
 
-FORMATS = ("PNG", "JPEG", "WEBP")
+Format = Literal["PNG", "JPEG", "WEBP"]
+FORMATS: tuple[Format, ...] = ("PNG", "JPEG", "WEBP")
+MAX_SIDE = 16_384
+
+# Pillow reads a file in pieces: a few for each PNG chunk or JPEG segment, then 64 kB at a time. Each costs some 3 us of
+# Python. Encoders write chunks of 8 kB and more, so files of honest size stay far below.
+MAX_READS, BYTES_A_READ = 10_000, 1024
+
+# A scan of a progressive JPEG costs a pass over the whole picture however few bytes it has; encoders write about 10.
+MAX_SCANS = 50
+_SCAN = b"\xff\xda"
 
 _OURS = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG", b"RIFF": "WEBP"}
 _OTHERS = {
@@ -41,13 +63,32 @@ _OTHERS = {
 _DAMAGE = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, OverflowError, struct.error, zlib.error)
 
 
-def decode(data: bytes, spec: InputSpec, max_pixels: int) -> Tensor:
+class _Pieces(io.BytesIO):
+    """A file that can be read so often and no more."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self._limit = self._left = MAX_READS + len(data) // BYTES_A_READ
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._left -= 1
+        if self._left < 0:
+            raise TooManyPieces("pieces", self._limit)
+        return super().read(size)
+
+
+def decode(
+    data: bytes, spec: InputSpec, max_pixels: int, *, max_side: int = MAX_SIDE, formats: tuple[str, ...] = FORMATS
+) -> Tensor:
     """Image file to (C, H, W) float32 in [0, 1], as `spec` wants it.
 
     Raises:
-        NoBody, NotAnImage, UnsupportedFormat, TooManyPixels, BrokenImage.
+        NoBody, NotAnImage, UnsupportedFormat, TooManyPixels, TooLongSide, TooManyPieces, BrokenImage.
     """
-    picture = _open(data, max_pixels)
+    picture = _open(data, formats, max_pixels)
+    _check_size(picture, max_pixels, max_side)
+    if picture.format in ("JPEG", "MPO") and data.count(_SCAN) > MAX_SCANS:
+        raise TooManyPieces("scans", MAX_SCANS)
     try:
         upright = _upright(picture)
         image = _to_channels(_to_float(upright), spec.channels)
@@ -73,31 +114,35 @@ def encode_png(image: Tensor) -> bytes:
     return file.getvalue()
 
 
-def _open(data: bytes, max_pixels: int) -> Image.Image:
+def _open(data: bytes, formats: tuple[str, ...], max_pixels: int) -> Image.Image:
     """Read the header only."""
     if not data:
         raise NoBody
     try:
-        picture = Image.open(io.BytesIO(data), formats=FORMATS)
+        return Image.open(_Pieces(data), formats=formats)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise TooManyPixels(None, max_pixels) from error
     except UnidentifiedImageError as error:
-        raise _unidentified(data) from error
+        raise _unidentified(data, formats) from error
     except _DAMAGE as error:
         raise BrokenImage(_sniff(data, _OURS) or "an image", len(data)) from error
+
+
+def _check_size(picture: Image.Image, max_pixels: int, max_side: int) -> None:
     if picture.width * picture.height > max_pixels:
         raise TooManyPixels(picture.size, max_pixels)
-    return picture
+    if max(picture.size) > max_side:
+        raise TooLongSide(picture.size, max_side)
 
 
-def _unidentified(data: bytes) -> BrokenImage | UnsupportedFormat | NotAnImage:
+def _unidentified(data: bytes, formats: tuple[str, ...]) -> Problem:
     if data[4:8] == b"ftyp":
-        return UnsupportedFormat("AVIF or HEIC" if data[8:12] in (b"avif", b"heic", b"mif1") else "a video", FORMATS)
+        return UnsupportedFormat("AVIF or HEIC" if data[8:12] in (b"avif", b"heic", b"mif1") else "a video", formats)
     if other := _sniff(data, _OTHERS):
-        return UnsupportedFormat(other, FORMATS)
+        return UnsupportedFormat(other, formats)
     if ours := _sniff(data, _OURS):
-        return BrokenImage(ours, len(data))
-    return NotAnImage(len(data), FORMATS)
+        return BrokenImage(ours, len(data)) if ours in formats else UnsupportedFormat(ours, formats)
+    return NotAnImage(len(data), formats)
 
 
 def _sniff(data: bytes, signatures: dict[bytes, str]) -> str | None:
@@ -127,7 +172,7 @@ def _to_float(picture: Image.Image) -> Tensor:
 def _pixels(picture: Image.Image) -> Tensor:
     """8-bit channels to (C, h, w)."""
     levels = torch.from_numpy(np.array(picture))
-    pixels: Tensor = levels.reshape(picture.height, picture.width, -1).permute(2, 0, 1).float() / 255
+    pixels: Tensor = levels.reshape(picture.height, picture.width, -1).permute(2, 0, 1).float().div_(255)
     return pixels
 
 

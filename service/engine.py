@@ -9,7 +9,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import anyio
 import torch
 from anyio import to_thread
 from torch import Tensor
@@ -23,6 +22,7 @@ from service.decode import decode
 from service.lanes import Done, Entry, Expired, Limits, QueueFull
 from service.pipeline import Answer, Lane, Work, freed_memory, run_batch
 from service.settings import Settings
+from service.threads import ThreadPool, TooLong
 from service.votes import Prediction, predictions
 
 log = logging.getLogger(__name__)
@@ -97,7 +97,7 @@ class Engine:
         self._catalog = catalog
         self._waits_for: str | None = "the catalog is not loaded yet"
         self._nurse: asyncio.Task[None] | None = None
-        self._decoders = anyio.CapacityLimiter(settings.decode_threads)
+        self._threads = ThreadPool(settings.decode_threads)
         limits: Limits[Lane] = Limits(
             batch_items=settings.max_batch_size,
             batch_s=settings.max_batch_ms / 1000,
@@ -146,6 +146,7 @@ class Engine:
             self._nurse.cancel()
             await asyncio.gather(self._nurse, return_exceptions=True)
         await to_thread.run_sync(self._worker.close, self.settings.timeout_ms / 1000)
+        self._threads.close()
 
     def unready(self) -> str | None:
         """Why requests can't be relied on to be answered; None when all is well."""
@@ -246,7 +247,7 @@ class Engine:
 
     async def in_thread(self, call: Callable[[], R]) -> R:
         """Run what computes away from the event loop, a few at a time."""
-        return await to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._decoders)
+        return await self._threads.run(call)
 
     async def _load(self, offer: Offer) -> Defense:
         """Building a network takes a while, so not in the event loop."""
@@ -255,7 +256,7 @@ class Engine:
         return await self.in_thread(lambda: catalog.load(offer)) if defense is None else defense
 
     async def _answer(self, data: bytes | Tensor, ask: Ask, deadline: Deadline) -> Served:
-        image, decode_ms = await self.in_thread(lambda: self._decode(data, ask.offer))
+        image, decode_ms = (data, 0.0) if isinstance(data, Tensor) else await self._decode(data, ask.offer)
         seed = secrets.randbelow(SEED_LIMIT) if ask.seed is None else ask.seed
         works = [
             Work(image, (seed + vote) % SEED_LIMIT, ask.want_image and vote == 0, self.settings.reveal_unpurified)
@@ -279,10 +280,20 @@ class Engine:
             batch_size=first.batch_size,
         )
 
-    def _decode(self, data: bytes | Tensor, offer: Offer) -> tuple[Tensor, float]:
-        started = time.perf_counter()
-        image = data if isinstance(data, Tensor) else decode(data, offer.card.input, self.settings.max_pixels)
-        return image, 1000 * (time.perf_counter() - started)
+    async def _decode(self, data: bytes, offer: Offer) -> tuple[Tensor, float]:
+        """The image, and the ms it took."""
+        settings = self.settings
+
+        def call() -> tuple[Tensor, float]:
+            started = time.perf_counter()
+            spec, pixels, side = offer.card.input, settings.max_pixels, settings.max_side
+            image = decode(data, spec, pixels, max_side=side, formats=settings.formats)
+            return image, 1000 * (time.perf_counter() - started)
+
+        try:
+            return await self._threads.run(call, settings.decode_timeout_ms / 1000)
+        except TooLong as error:
+            raise errors.DecodeTooSlow(settings.decode_timeout_ms) from error
 
     async def _run(self, lane: Lane, works: Sequence[Work], deadline: float | None = None) -> list[Done[Answer]]:
         entries: list[Entry[Work, Answer]] = []

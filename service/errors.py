@@ -7,10 +7,14 @@ Problem
 |   |-- MalformedInference      malformed-inference   the JSON or the tensors under /v2 can't be used
 |   |-- NotAnImage              not-an-image          no image format begins like this
 |   `-- BrokenImage             broken-image          the right format, but damaged or cut off
+|-- Unauthorized           401  unauthorized          no API key, or one that isn't known
 |-- UploadTooSlow          408  upload-too-slow
-|-- TooLarge               413
+|-- TooLarge               413  more than we are willing to work on, in whatever unit
 |   |-- TooManyBytes            too-many-bytes        the body
 |   |-- TooManyPixels           too-many-pixels       what the image's header claims
+|   |-- TooLongSide             too-long-side         likewise
+|   |-- TooManyPieces           too-many-pieces       what the file is cut into: chunks, segments, scans
+|   |-- DecodeTooSlow           decode-too-slow       work that no size foretold
 |   `-- TooManyImages           too-many-images       the parts of a form
 |-- Unsupported            415
 |   |-- UnsupportedMediaType    unsupported-media-type  the declared Content-Type can't hold an image
@@ -26,6 +30,8 @@ Problem
 |-- Unavailable            503  with Retry-After
 |   |-- QueueFull               queue-full
 |   |-- OutOfMemory             out-of-memory         this image, even with few others
+|   |-- BodiesFull              bodies-full           too many bytes of other requests are in memory
+|   |-- RateLimited        429  rate-limited          this API key's share is used up
 |   `-- NotReady                not-ready
 |-- DeadlineExceeded       504  deadline-exceeded
 `-- HttpProblem            404, 405 and whatever else the framework says
@@ -125,6 +131,23 @@ class BrokenImage(BadBody):
         super().__init__(f"{size} bytes that begin as {format} but are damaged or cut off; send the file again")
 
 
+class Unauthorized(Problem):
+    """No API key came, or one that isn't known; which of both may be said, since a key can't be guessed step by step."""
+
+    status = 401
+    code = "unauthorized"
+    title = "API key needed"
+
+    def __init__(self, came: bool) -> None:
+        what = "the API key is not known here" if came else "no API key came"
+        super().__init__(f"{what}; send yours as the header X-API-Key, or as Authorization: Bearer")
+        self._challenge = 'Bearer realm="unperturb"' + (', error="invalid_token"' if came else "")
+
+    def headers(self) -> dict[str, str]:
+        """The challenge that goes with a 401 (RFC 9110, Sec. 11.6.1; RFC 6750, Sec. 3)."""
+        return {"WWW-Authenticate": self._challenge}
+
+
 class UploadTooSlow(Problem):
     """The deadline passed while the body was still coming."""
 
@@ -167,6 +190,42 @@ class TooManyPixels(TooLarge):
         super().__init__(
             f"the image claims {came}; at most {limit} pixels are decoded: scale it down first", limit=limit
         )
+
+
+class TooLongSide(TooLarge):
+    """What the image's header claims, again."""
+
+    code = "too-long-side"
+    title = "Too long a side"
+
+    def __init__(self, size: tuple[int, int], limit: int) -> None:
+        super().__init__(
+            f"the image claims {size[0]}x{size[1]} pixels; at most {limit} a side: scale it down first", limit=limit
+        )
+
+
+class TooManyPieces(TooLarge):
+    """The file is cut into so many pieces that reading them is the attack."""
+
+    code = "too-many-pieces"
+    title = "Too many pieces"
+
+    def __init__(self, what: str, limit: int) -> None:
+        super().__init__(f"the file has more than {limit} {what}; save the image again", limit=limit)
+
+
+class DecodeTooSlow(TooLarge):
+    """Decoding took too long.
+
+    413 rather than 408, which blames the upload, or 422, which blames what was asked: RFC 9110, Sec. 15.5.14 has it for
+    content that is more than the server is willing to process.
+    """
+
+    code = "decode-too-slow"
+    title = "Decoding takes too long"
+
+    def __init__(self, limit_ms: float) -> None:
+        super().__init__(f"the image was not decoded after {limit_ms:.0f} ms; send a smaller one, or save it again")
 
 
 class TooManyImages(TooLarge):
@@ -311,6 +370,27 @@ class OutOfMemory(Unavailable):
 
     code = "out-of-memory"
     title = "Out of memory"
+
+
+class BodiesFull(Unavailable):
+    """The bodies of other requests take as much memory as they may."""
+
+    code = "bodies-full"
+    title = "Too much is being received"
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"other requests' bodies fill the {limit} bytes that are set aside for them", retry_after_s=1)
+
+
+class RateLimited(Unavailable):
+    """This API key has used up its share."""
+
+    status = 429
+    code = "rate-limited"
+    title = "Rate limit reached"
+
+    def __init__(self, rate: float, retry_after_s: float) -> None:
+        super().__init__(f"this API key may send {rate:g} images a second", retry_after_s)
 
 
 class NotReady(Unavailable):

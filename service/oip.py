@@ -33,7 +33,7 @@ from service.oip_schemas import (
     ServerReply,
     TensorReply,
 )
-from service.requests import begin, in_time, watch, while_connected
+from service.requests import begin, check_share, in_time, watch, while_connected
 
 INPUT = "image"
 PURIFIED = "purified"
@@ -251,7 +251,7 @@ async def _answer(request: Request, target: _Target, body: bytes) -> Response:
     limit = engine.settings.max_batch_images
     images = await engine.in_thread(lambda: _images(asked.inputs[0], binary, ask.offer.card.input, limit))
     request.state.facts.update(images=len(images))
-    engine.check_room(ask, len(images))
+    check_share(request, engine, ask, len(images))
     served = await _all(engine, images, ask, deadline)
     for each in served:
         watch(request, each)

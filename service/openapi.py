@@ -4,7 +4,7 @@ from typing import Any
 
 from service import errors
 from service.bodies import FIELD, IMAGE_TYPES, MULTIPART
-from service.decode import FORMATS
+from service.decode import FORMATS, MAX_SCANS, MAX_SIDE
 from service.schemas import (
     BatchItem,
     BatchReply,
@@ -58,6 +58,7 @@ MANY_IMAGES = _body({MULTIPART: _form(several=True)})
 _FORM_PROBLEMS: list[errors.Problem] = [
     errors.NoBody(),
     errors.MalformedMultipart("none of the form's 1 part(s) is named `image`; name the file's so"),
+    errors.Unauthorized(came=False),
     errors.UploadTooSlow(30_000),
     errors.TooManyBytes(16 * 2**20),
     errors.TooManyImages(1),
@@ -68,12 +69,17 @@ _FORM_PROBLEMS: list[errors.Problem] = [
     errors.NotOffered("model 'mnist' has no purifier 'soap-lc'; it has: none, soap-dr", ["none", "soap-dr"]),
     errors.Internal(),
     errors.QueueFull("256 images wait, the most that may", 2.3),
+    errors.BodiesFull(512 * 2**20),
+    errors.RateLimited(5, 2.4),
     errors.NotReady("the catalog is not loaded yet", 2),
 ]
 _IMAGE_PROBLEMS: list[errors.Problem] = [
     errors.NotAnImage(5120, FORMATS),
     errors.BrokenImage("PNG", 2048),
     errors.TooManyPixels((20_000, 20_000), 2**24),
+    errors.TooLongSide((1, 20_000), MAX_SIDE),
+    errors.TooManyPieces("scans", MAX_SCANS),
+    errors.DecodeTooSlow(5_000),
     errors.UnsupportedFormat("GIF", FORMATS),
     errors.DeadlineExceeded(30_000),
 ]
@@ -93,7 +99,7 @@ def problems(path: str, examples: list[errors.Problem]) -> dict[int | str, dict[
                 "content": {"application/problem+json": {"schema": _ref("ProblemReply"), "examples": {}}},
             },
         )
-        if problem.status == 503:
+        if problem.status in (429, 503):
             header = {"description": "Seconds until it is worth another try.", "schema": {"type": "integer"}}
             response["headers"] = {"Retry-After": header}
         response["content"]["application/problem+json"]["examples"][problem.code] = {"value": value}
@@ -123,5 +129,10 @@ PURIFY: dict[int | str, dict[str, Any]] = {
     },
     **problems("/purify", _FORM_PROBLEMS + _IMAGE_PROBLEMS),
 }
-LISTING = problems("/models", [errors.Internal(), errors.NotReady("the catalog is not loaded yet", 2)])
+_LISTING_PROBLEMS: list[errors.Problem] = [
+    errors.Unauthorized(came=False),
+    errors.Internal(),
+    errors.NotReady("the catalog is not loaded yet", 2),
+]
+LISTING = problems("/models", _LISTING_PROBLEMS)
 READY = problems("/readyz", [errors.NotReady("warming cifar10/soap-lc", 2)])

@@ -11,6 +11,7 @@ from fastapi import Request
 from models.purifiers import Options
 from service import errors
 from service.engine import Ask, Deadline, Engine, Served
+from service.keys import charge
 from service.logs import event
 from service.metrics import Metrics
 from service.schemas import ClassifyQuery, PurifyQuery
@@ -31,8 +32,19 @@ async def begin(request: Request, query: PurifyQuery, **wishes: Any) -> tuple[En
     request.state.facts.update(model=offer.model, purifier=offer.purifier)
     votes = query.votes if isinstance(query, ClassifyQuery) else 1
     ask = await engine.ask(offer, Options(query.epsilon, query.steps), votes, seed=query.seed, **wishes)
+    charge(request, ask.votes)
     engine.check_room(ask)
     return engine, ask, deadline
+
+
+def check_share(request: Request, engine: Engine, ask: Ask, images: int) -> None:
+    """Whether all of a request's images may be worked on; `begin` has seen to the first one.
+
+    Raises:
+        errors.RateLimited, errors.TooManyImages, errors.QueueFull, errors.NotReady.
+    """
+    charge(request, 1 + (images - 1) * ask.votes)
+    engine.check_room(ask, images)
 
 
 def _timeout_ms(request: Request, query: PurifyQuery, limit_ms: float) -> float:

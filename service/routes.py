@@ -10,7 +10,7 @@ from service import bodies, errors, openapi
 from service.decode import encode_png
 from service.engine import Served
 from service.middleware import describe
-from service.requests import begin, in_time, watch, while_connected
+from service.requests import begin, check_share, in_time, watch, while_connected
 from service.schemas import BatchItem, BatchReply, ClassifyQuery, ClassifyReply, ProblemReply, PurifyQuery
 
 router = APIRouter(tags=["images"])
@@ -37,7 +37,7 @@ async def classify_batch(request: Request, query: Annotated[ClassifyQuery, Query
     settings = engine.settings
     reading = bodies.read_many(request, settings.max_body_bytes, settings.max_batch_images)
     uploads = await in_time(deadline, reading)
-    engine.check_room(ask, len(uploads))
+    check_share(request, engine, ask, len(uploads))
 
     async def item(index: int, upload: bodies.Upload) -> BatchItem:
         try:

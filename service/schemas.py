@@ -40,7 +40,7 @@ class PurifyQuery(BaseModel):
     )
     timeout_ms: float | None = Field(
         default=None,
-        gt=0,
+        ge=1,
         allow_inf_nan=False,
         description="Answer within so long or give up (504); at most the service's own limit. The header X-Request-Timeout says "
         "the same in seconds.",

@@ -6,11 +6,12 @@ from typing import Annotated, Literal, Self
 
 import torch
 from PIL import Image
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models.catalog import ZOO
 from service import tracing
+from service.decode import FORMATS, MAX_SIDE, Format
 
 # Pillow warns above this size and refuses above twice of it; our own limit has to be the one that speaks.
 PILLOW_LIMIT = Image.MAX_IMAGE_PIXELS or 89_478_485
@@ -130,12 +131,50 @@ class Settings(BaseSettings):
     max_pixels: int = Field(
         default=2**24, ge=1, le=PILLOW_LIMIT, description="The most pixels an image may claim; checked before decoding."
     )
+    max_side: int = Field(
+        default=MAX_SIDE, ge=1, le=2**20, description="The longest side that an image may claim, in pixels."
+    )
+    formats: Annotated[tuple[Format, ...], NoDecode] = Field(
+        default=FORMATS,
+        min_length=1,
+        description="Image formats that are read; in the environment with commas between.",
+    )
     max_batch_images: int = Field(default=32, ge=1, le=4096, description="The most images in one request.")
     decode_threads: int = Field(
         default=4,
         ge=1,
         le=256,
         description="Images decoded at the same time; each may need 16 bytes a pixel meanwhile.",
+    )
+    decode_timeout_ms: float = Field(
+        default=10_000.0,
+        gt=0,
+        le=3_600_000,
+        description="The longest that decoding one image may take; its thread stays taken until it really ends.",
+    )
+    max_held_bytes: int = Field(
+        default=512 * 2**20,
+        ge=1,
+        le=2**40,
+        description="Bytes of request bodies in memory at the same time, all requests together; more get a 503.",
+    )
+
+    api_keys_file: Path | None = Field(
+        default=None, description="A file of API keys, a line each (docs/security.md); unset asks for no key."
+    )
+    api_keys: SecretStr | None = Field(
+        default=None, description="The same lines without a file, with commas or spaces between."
+    )
+    open_metrics: bool = Field(default=False, description="Whether /metrics needs no API key where the rest does.")
+    rate_limit_burst_s: float = Field(
+        default=10.0,
+        ge=0,
+        le=86_400,
+        description="Seconds of a key's rate that it may save up and then send at once; one image it always may.",
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Web origins whose pages may call, with commas between; * for all; none sends no CORS headers.",
     )
 
     @field_validator("zoo", mode="before")
@@ -149,6 +188,20 @@ class Settings(BaseSettings):
         if value is not None and not tracing.installed():
             raise ValueError("traces need the extra `otel`: pip install '.[otel]' in the folder of unperturb's source")
         return value
+
+    @field_validator("formats", "cors_origins", mode="before")
+    @classmethod
+    def _split_commas(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _a_body_fits_the_memory(self) -> Self:
+        if self.max_body_bytes > self.max_held_bytes:
+            raise ValueError(
+                f"max_body_bytes ({self.max_body_bytes}) is above max_held_bytes ({self.max_held_bytes}): "
+                "such a body could never be received"
+            )
+        return self
 
     @model_validator(mode="after")
     def _a_batch_fits_the_queue(self) -> Self:

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from models.catalog import Catalog, Offer, UnknownName
 from models.checkpoint import CheckpointError
-from unperturb import __version__, images, offline, settings
+from unperturb import __version__, images, keys, offline, settings
 from unperturb.options import Json, Zoo, open_catalog
 
 app = typer.Typer(
@@ -89,7 +89,10 @@ def _percent(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.1f} %"
 
 
-for command in (images.classify, images.purify, offline.train, offline.evaluate, offline.convert, settings.settings):
+for command in (
+    *(images.classify, images.purify, offline.train, offline.evaluate, offline.convert),
+    *(keys.key, settings.settings),
+):
     app.command()(command)
 
 
@@ -107,8 +110,10 @@ def main() -> None:
 def _mendable() -> tuple[type[Exception], ...]:
     from models.convert import ConversionError
     from service.errors import Problem
+    from service.keys import KeysError
 
-    mendable: list[type[Exception]] = [CheckpointError, UnknownName, ConversionError, Problem, ValidationError, OSError]
+    mendable: list[type[Exception]] = [CheckpointError, UnknownName, ConversionError, KeysError]
+    mendable += [Problem, ValidationError, OSError]
     try:
         from training.data import DataError
         from training.evaluate import EvaluationError

@@ -63,7 +63,9 @@ def _rows() -> Iterator[dict[str, str]]:
 def _default(name: str, value: Any) -> str:
     if name == "zoo":
         return "the shipped checkpoints"
-    return "unset" if value is None or value == () else str(value)
+    if value is None or value == ():
+        return "unset"
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _bounds(field: FieldInfo) -> str:

@@ -37,7 +37,7 @@ def test_the_version_is_the_packages():
 
 
 def test_every_command_explains_itself():
-    for command in ("serve", "train", "evaluate", "classify", "purify", "models", "convert"):
+    for command in ("serve", "train", "evaluate", "classify", "purify", "models", "convert", "key"):
         assert run(command, "--help").exit_code == 0
 
 
@@ -138,3 +138,27 @@ def test_serving_does_not_import_the_training_package():
         "import sys, unperturb.cli, service.server; sys.exit(any(m.split('.')[0] == 'training' for m in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_key_gives_a_key_and_the_line_that_knows_it():
+    from starlette.datastructures import Headers
+
+    from service import keys
+    from service.settings import Settings
+
+    lines = run("key", "alice", "--rate", "2.5").output.splitlines()
+    secret, line = lines[1].strip(), lines[3].strip()
+    found = keys.load(Settings(api_keys=line)).client(Headers({"x-api-key": secret}))
+    assert (found.key.name, found.key.rate) == ("alice", 2.5)
+
+
+def test_wrong_key_name_and_wrong_keys_end_in_one_sentence(monkeypatch, capsys):
+    assert failing(monkeypatch, capsys, "key", "a b") == (
+        2,
+        "unperturb: the name must be 1 to 64 letters, digits, dots, dashes or underscores\n",
+    )
+    monkeypatch.setenv("UNPERTURB_API_KEYS", "alice:secret")
+    code, error = failing(monkeypatch, capsys, "serve", "--port", "0", "--device", "cpu")
+    assert code == 2
+    assert "api_keys, entry 1: the second part must be a SHA-256" in error
+    assert "secret" not in error

@@ -11,7 +11,7 @@ import torch
 from benchmarks.load.server import Service, serving
 from models.checkpoint import InputSpec
 from service.decode import decode
-from service.errors import BadBody, TooManyPixels, UnsupportedFormat
+from service.errors import BadBody, TooLarge, UnsupportedFormat
 from tests.fuzz.mutations import KINDS, Mutant, mutant, originals
 
 N, OVER_HTTP = 10_000, 600
@@ -30,7 +30,7 @@ def outcome(each: Mutant) -> str:
     """What `decode` makes of it; anything undocumented is described, not raised, so that one run names every seed."""
     try:
         image = decode(each.data, SPEC, MAX_PIXELS)
-    except (BadBody, TooManyPixels, UnsupportedFormat) as problem:
+    except (BadBody, TooLarge, UnsupportedFormat) as problem:
         return problem.code
     except Exception as error:
         return f"seed {each.seed} ({each.kind}): {error!r}"

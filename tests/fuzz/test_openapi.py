@@ -29,7 +29,10 @@ CONFIG: dict[str, Any] = {
     "generation": {"max-examples": int(LONG or 12), "deterministic": LONG is None, "database": "none"},
     # Names that exist and go together, often enough to come past the first check; the others are made up.
     "dictionaries": {name: {"values": values} for name, values in NAMES.items()},
-    "parameters": {f"query.{name}": {"dictionary": name, "probability": 0.8} for name in NAMES},
+    "parameters": {
+        **{f"query.{name}": {"dictionary": name, "probability": 0.8} for name in NAMES},
+        "query.timeout_ms": 60_000,  # less may well be too little, and is answered so
+    },
     # The names that exist are no part of the document, so 422 may answer what it allows; the others are the check's own list.
     "checks": {
         "positive_data_acceptance": {

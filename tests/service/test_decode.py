@@ -11,8 +11,17 @@ from PIL import Image
 from torch.nn import functional as F
 
 from models.checkpoint import InputSpec
-from service.decode import decode, encode_png, fit
-from service.errors import BadBody, BrokenImage, NoBody, NotAnImage, TooManyPixels, UnsupportedFormat
+from service.decode import FORMATS, MAX_SCANS, _Pieces, decode, encode_png, fit
+from service.errors import (
+    BadBody,
+    BrokenImage,
+    NoBody,
+    NotAnImage,
+    TooLongSide,
+    TooManyPieces,
+    TooManyPixels,
+    UnsupportedFormat,
+)
 
 COLOUR = InputSpec(channels=3, height=4, width=6)
 GREY = InputSpec(channels=1, height=4, width=6)
@@ -228,3 +237,151 @@ def test_png_rounds_to_the_nearest_level() -> None:
 def test_fit_leaves_the_right_size_alone() -> None:
     image = torch.rand(3, 4, 6, generator=torch.Generator().manual_seed(0))
     assert fit(image, COLOUR) is image
+
+
+# What a file may be: every kind of pixel of every format, each with what becomes of it (docs/input.md has the table).
+
+WHITE = (1.0, 1.0, 1.0)
+
+
+def chunk(kind: bytes, data: bytes = b"") -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def raw_png(colour_type: int, depth: int, row: bytes, key: bytes = b"", palette: bytes = b"") -> bytes:
+    """6 x 4, every row the same; for kinds that Pillow reads but doesn't write."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 6, 4, depth, colour_type, 0, 0, 0))
+    extra = (chunk(b"PLTE", palette) if palette else b"") + (chunk(b"tRNS", key) if key else b"")
+    pixels = chunk(b"IDAT", zlib.compress((b"\0" + row) * 4))
+    return b"\x89PNG\r\n\x1a\n" + header + extra + pixels + chunk(b"IEND")
+
+
+def words(*levels: int) -> bytes:
+    return struct.pack(f">{len(levels)}H", *levels)
+
+
+PALETTE = bytes([9, 9, 9, 10, 20, 30])
+KINDS = {
+    "grey of 1 bit": (raw_png(0, 1, b"\x80"), WHITE),
+    "grey of 2 bits": (raw_png(0, 2, b"\x40\0"), (85 / 255,) * 3),
+    "grey of 4 bits": (raw_png(0, 4, b"\x50\0\0"), (85 / 255,) * 3),
+    "grey of 8 bits": (raw_png(0, 8, bytes([18] * 6)), (18 / 255,) * 3),
+    "grey of 8 bits, its level transparent": (raw_png(0, 8, bytes([18] * 6), words(18)), WHITE),
+    "grey of 16 bits": (raw_png(0, 16, words(*[0x1234] * 6)), (0x1234 / 65535,) * 3),
+    "grey of 16 bits, transparency ignored": (
+        raw_png(0, 16, words(*[0x1234] * 6), words(0x1234)),
+        (0x1234 / 65535,) * 3,
+    ),
+    "grey of 4 bits, transparency ignored": (raw_png(0, 4, b"\x50\0\0", words(5)), (85 / 255,) * 3),
+    "colour of 8 bits": (raw_png(2, 8, bytes([1, 2, 3] * 6)), (1 / 255, 2 / 255, 3 / 255)),
+    "colour of 8 bits, its colour transparent": (raw_png(2, 8, bytes([1, 2, 3] * 6), words(1, 2, 3)), WHITE),
+    "colour of 16 bits": (raw_png(2, 16, words(*[0x12FF, 0x5600, 0x9A00] * 6)), (0x12 / 255, 0x56 / 255, 0x9A / 255)),
+    "colour of 16 bits, transparency ignored": (
+        raw_png(2, 16, words(*[0x1234, 0x5678, 0x9ABC] * 6), words(0x1234, 0x5678, 0x9ABC)),
+        (0x12 / 255, 0x56 / 255, 0x9A / 255),
+    ),
+    "palette": (raw_png(3, 8, bytes([1] * 6), palette=PALETTE), (10 / 255, 20 / 255, 30 / 255)),
+    "palette of 4 bits, its entry transparent": (raw_png(3, 4, b"\x11" * 3, bytes([255, 0]), PALETTE), WHITE),
+    "palette, entry that isn't there": (raw_png(3, 8, bytes([7] * 6), palette=PALETTE), (0.0, 0.0, 0.0)),
+    "grey and alpha of 16 bits": (raw_png(4, 16, words(*[0x1234, 65535] * 6)), (0x12 / 255,) * 3),
+    "grey and alpha of 16 bits, transparent": (raw_png(4, 16, words(*[0x1234, 0] * 6)), WHITE),
+    "colour and alpha of 16 bits": (
+        raw_png(6, 16, words(*[0x1200, 0x5600, 0x9A00, 65535] * 6)),
+        (0x12 / 255, 0x56 / 255, 0x9A / 255),
+    ),
+    "JPEG in grey": (file_of(Image.new("L", (6, 4), 85), "JPEG"), (85 / 255,) * 3),
+    "JPEG in colour": (file_of(Image.new("RGB", (6, 4), (85, 85, 85)), "JPEG"), (85 / 255,) * 3),
+    "JPEG in CMYK": (file_of(Image.new("CMYK", (6, 4), (0, 0, 0, 0)), "JPEG"), WHITE),
+    "progressive JPEG": (file_of(Image.new("RGB", (6, 4), (85, 85, 85)), "JPEG", progressive=True), (85 / 255,) * 3),
+    "lossless WebP": (file_of(Image.new("RGB", (6, 4), (1, 2, 3)), "WEBP", lossless=True), (1 / 255, 2 / 255, 3 / 255)),
+    "lossy WebP": (file_of(Image.new("RGB", (6, 4), (255, 255, 255)), "WEBP"), WHITE),
+    "transparent WebP": (file_of(Image.new("RGBA", (6, 4), (1, 2, 3, 0)), "WEBP", lossless=True, exact=True), WHITE),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_pixel_becomes_what_the_page_says(kind: str) -> None:
+    data, expected = KINDS[kind]
+    colour = decode(data, COLOUR, LIMIT)
+    assert torch.allclose(colour[:, 0, 0], torch.tensor(expected), atol=1e-6)
+    luma = sum(weight * value for weight, value in zip((0.299, 0.587, 0.114), expected, strict=True))
+    assert torch.allclose(decode(data, GREY, LIMIT)[0, 0, 0], torch.tensor(luma), atol=1e-6)
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_exif_orientation_is_applied_in_every_format(format: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    corners = np.kron(np.array([[0, 255], [85, 170]], dtype=np.uint8), np.ones((16, 16), dtype=np.uint8))
+    options: dict[str, object] = {"lossless": True} if format == "WEBP" else {}
+    data = file_of(Image.fromarray(corners), format, exif=exif, **options)
+    turned = corners if orientation < 5 else corners.T  # TIFF 6.0: from 5 on rows and columns are exchanged
+    flip_rows, flip_columns = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
+    turned = turned[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
+    image = decode(data, InputSpec(channels=1, height=32, width=32), LIMIT)
+    assert torch.allclose(image[0], torch.from_numpy(turned.copy()).float() / 255, atol=0.02)
+
+
+@pytest.mark.parametrize("side", [(65, 1), (1, 65)])
+def test_long_side_is_refused_however_few_its_pixels(side: tuple[int, int]) -> None:
+    with pytest.raises(TooLongSide, match=f"{side[0]}x{side[1]} pixels; at most 64 a side"):
+        decode(file_of(Image.new("RGB", side)), COLOUR, LIMIT, max_side=64)
+    assert decode(file_of(Image.new("RGB", (64, 1))), COLOUR, LIMIT, max_side=64).shape == (3, 4, 6)
+
+
+def test_long_side_is_checked_before_anything_is_decoded() -> None:
+    with pytest.raises(TooLongSide):
+        decode(claiming(65, 1), COLOUR, LIMIT, max_side=64)
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
+def test_format_that_is_not_accepted_is_named_and_refused(format: str) -> None:
+    others = tuple(each for each in FORMATS if each != format)
+    with pytest.raises(UnsupportedFormat, match=format) as refusal:
+        decode(file_of(Image.new("RGB", (6, 4)), format), COLOUR, LIMIT, formats=others)
+    assert refusal.value.members["formats"] == list(others)
+
+
+WHOLE = file_of(Image.new("RGB", (6, 4)))
+JPEG = file_of(Image.new("L", (64, 64)), "JPEG", progressive=True)
+LAST_SCAN = JPEG[JPEG.rindex(b"\xff\xda") : -2]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        WHOLE[:33] + chunk(b"prVt") * 20_000 + WHOLE[33:],
+        WHOLE[:33] + chunk(b"tEXt", b"a\0b") * 20_000 + WHOLE[33:],
+        WHOLE[:33] + chunk(b"IDAT") * 20_000 + WHOLE[33:],
+        WHOLE[:-12] + chunk(b"prVt") * 20_000 + WHOLE[-12:],
+        JPEG[:2] + b"\xff\xe5\0\2" * 20_000 + JPEG[2:],
+        JPEG[:20] + b"\0" * 20_000 + JPEG[20:],
+        JPEG[:-2] + LAST_SCAN * MAX_SCANS + JPEG[-2:],
+    ],
+    ids=["private chunks", "texts", "empty data", "chunks at the end", "segments", "junk", "scans"],
+)
+def test_file_of_countless_pieces_is_refused(data: bytes) -> None:
+    with pytest.raises(TooManyPieces):
+        decode(data, COLOUR, LIMIT)
+
+
+def test_large_files_of_usual_encoders_have_few_enough_pieces() -> None:
+    pixels = noise(700, 700)
+    for format in FORMATS:
+        data = file_of(Image.fromarray(pixels), format, quality=100, progressive=True)
+        assert decode(data, COLOUR, pixels.size).shape == (3, 4, 6)
+
+
+def test_frames_after_the_first_are_never_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    frames = [Image.new("RGB", (6, 4), (value, 0, 0)) for value in range(50)]
+    data = file_of(frames[0], save_all=True, append_images=frames[1:])
+    reads = []
+
+    def read(file: _Pieces, size: int = -1) -> bytes:
+        reads.append(size)
+        return io.BytesIO.read(file, size)
+
+    monkeypatch.setattr(_Pieces, "read", read)
+    assert decode(data, COLOUR, LIMIT).shape == (3, 4, 6)
+    assert len(reads) < 50

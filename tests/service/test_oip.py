@@ -450,13 +450,13 @@ def test_client_that_leaves_withdraws_its_images(run: Any, hooked: Any, png: Png
     hold = Hold()
     with run(Settings(), hooked(hold)) as api:
         first = occupy(api, png, hold)
-        lanes = api.app.state.engine._worker._lanes
+        engine = api.app.state.engine
         messages = [{"type": "http.request", "body": json.dumps(files(png(66), png(67))).encode()}]
 
         async def receive() -> dict[str, Any]:
             if messages:
                 return messages.pop()
-            while len(lanes) < 2:
+            while engine.waiting()[0] < 2:
                 await asyncio.sleep(0.001)
             return {"type": "http.disconnect"}
 
@@ -471,7 +471,7 @@ def test_full_queue_is_refused_with_the_time_to_come_back(run: Any, hooked: Any,
     with run(Settings(queue_limit_images=1, max_batch_images=1), hooked(hold)) as api:
         first = occupy(api, png, hold)
         waits = api.portal.start_task_soon(lambda: api._client.post(INFER, json=files(png(1))))
-        while len(api.app.state.engine._worker._lanes) < 1:
+        while api.app.state.engine.waiting()[0] < 1:
             pass
         refused = api.post(INFER, json=files(png(2)))
         assert "1 images wait" in error(refused, 503)
@@ -525,7 +525,7 @@ def test_deadline_counts_from_the_arrival_not_from_the_end_of_the_upload(
         answer = engine.answer
         monkeypatch.setattr(engine, "answer", lambda *asked: deadlines.append(asked[2]) or answer(*asked))
         assert api.portal.call(talk, api.app, receive)[0]["status"] == 200
-        assert deadlines[0] - engine.settings.timeout_ms / 1000 <= uploading[0]
+        assert deadlines[0].arrived <= uploading[0]
 
 
 def test_request_has_its_line_in_the_log(api: Any, png: Png, caplog: pytest.LogCaptureFixture) -> None:

@@ -260,7 +260,7 @@ def test_full_queue_is_refused_with_the_time_to_come_back(run: Any, hooked: Any,
     with run(settings, hooked(busy)) as api:
         first = occupy(api, png, busy)
         waits = api.portal.start_task_soon(lambda: api._client.post("/classify", content=png(1)))
-        while len(api.app.state.engine._worker._lanes) < 1:
+        while api.app.state.engine.waiting()[0] < 1:
             time.sleep(0.001)
         refused = api.post("/classify", content=png(2))
         found = problem(refused, 503, "queue-full")
@@ -284,22 +284,22 @@ def test_client_that_leaves_withdraws_its_image(run: Any, hooked: Any, png: Png)
     busy = Hold()
     with run(Settings(), hooked(busy)) as api:
         first = occupy(api, png, busy)
-        lanes = api.app.state.engine._worker._lanes
-        answer = api.portal.start_task_soon(lambda: leaving_client(api.app, png(66), lanes))
+        engine = api.app.state.engine
+        answer = api.portal.start_task_soon(lambda: leaving_client(api.app, png(66), engine))
         answer.result(5)
         busy.released.set()
         assert first.result(5).status_code == 200
     assert 66 not in busy.seen
 
 
-async def leaving_client(app: Any, data: bytes, lanes: Any) -> None:
+async def leaving_client(app: Any, data: bytes, engine: Any) -> None:
     """Sends a request, waits until its image is queued, closes the connection."""
     messages = iter([{"type": "http.request", "body": data, "more_body": False}])
 
     async def receive() -> dict[str, Any]:
         for message in messages:
             return message
-        while len(lanes) == 0:
+        while engine.waiting()[0] == 0:
             await asyncio.sleep(0.001)
         return {"type": "http.disconnect"}
 
@@ -319,7 +319,7 @@ def test_shutdown_answers_what_waits(run: Any, hooked: Any, png: Png) -> None:
     with run(Settings(), hooked(busy)) as api:
         first = occupy(api, png, busy)
         waits = api.portal.start_task_soon(lambda: api._client.post("/classify", content=png(1)))
-        while len(api.app.state.engine._worker._lanes) < 1:
+        while api.app.state.engine.waiting()[0] < 1:
             time.sleep(0.001)
         threading.Timer(0.05, busy.released.set).start()
     assert first.result(5).status_code == waits.result(5).status_code == 200

@@ -38,6 +38,24 @@ def test_batch_that_could_never_be_served_is_refused() -> None:
         Settings(max_batch_images=10, queue_limit_images=9)
 
 
+def test_body_that_could_never_be_received_is_refused() -> None:
+    with pytest.raises(ValidationError, match="max_held_bytes"):
+        Settings(max_body_bytes=10, max_held_bytes=9)
+
+
+def test_lists_come_with_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNPERTURB_FORMATS", "PNG, WEBP")
+    monkeypatch.setenv("UNPERTURB_CORS_ORIGINS", "https://a.example,https://b.example,")
+    assert Settings().formats == ("PNG", "WEBP")
+    assert Settings().cors_origins == ("https://a.example", "https://b.example")
+
+
+@pytest.mark.parametrize("formats", ["GIF", ""])
+def test_formats_that_are_not_read_are_refused(formats: str) -> None:
+    with pytest.raises(ValidationError, match="formats"):
+        Settings(formats=formats)  # type: ignore[arg-type]
+
+
 def test_settings_are_frozen() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         Settings().port = 1  # type: ignore[misc]

@@ -1,0 +1,56 @@
+"""A few threads for work that can't be interrupted, such as decoding."""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+R = TypeVar("R")
+
+
+class TooLong(Exception):
+    """The call was given up; its thread is still at it."""
+
+
+class ThreadPool:
+    """At most `size` calls run at the same time, those included that nobody waits for any more.
+
+    A thread can't be killed. What was cancelled or took too long keeps its place until it really ends, so that hostile
+    files can't pile up threads. (anyio gives the place of an abandoned call back at once.) Who waits for a place waits
+    outside the executor, so that giving up leaves no image behind in a queue. Used in one event loop.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._places = asyncio.Semaphore(size)
+        self._executor = ThreadPoolExecutor(size, thread_name_prefix="pool")
+
+    async def run(self, call: Callable[[], R], limit_s: float | None = None) -> R:
+        """The call's result. limit_s counts from its start in a thread; waiting for a place is not in it.
+
+        Raises:
+            TooLong: not done within limit_s.
+        """
+        await self._places.acquire()
+        running = self._start(call)
+        try:
+            done, _ = await asyncio.wait([running], timeout=limit_s)
+            if not done:
+                raise TooLong
+            return running.result()
+        finally:
+            running.cancel()  # nobody will ask for the result of what is given up
+
+    def close(self) -> None:
+        """Let the threads go once they are done."""
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+    def _start(self, call: Callable[[], R]) -> "asyncio.Future[R]":
+        loop = asyncio.get_running_loop()
+
+        def release(_: "Future[R]") -> None:
+            if not loop.is_closed():  # a call that outlives the service
+                loop.call_soon_threadsafe(self._places.release)
+
+        future = self._executor.submit(call)
+        future.add_done_callback(release)
+        return asyncio.wrap_future(future)
