@@ -28,7 +28,9 @@ def create_app(settings: Settings, catalog: Catalog | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        nonlocal catalog
         engine = app.state.engine = Engine(settings, catalog)
+        catalog = None  # the engine's alone now, so that what it no longer serves is freed
         engine.start()
         loading = asyncio.create_task(engine.load())
         try:
@@ -41,6 +43,11 @@ def create_app(settings: Settings, catalog: Catalog | None = None) -> FastAPI:
     app = FastAPI(title="unperturb", version=version("unperturb"), description=DESCRIPTION, lifespan=lifespan)
     app.include_router(routes.router)
     app.include_router(listings.router)
+    return with_border(app)
+
+
+def with_border(app: FastAPI) -> FastAPI:
+    """Request ids, a line in the log for each request, and one shape for every error."""
     app.add_middleware(RequestBorder)
     for kind in (Problem, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, _answer)

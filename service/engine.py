@@ -231,7 +231,7 @@ class Engine:
 
     @contextmanager
     def problems(self, deadline: Deadline | None = None) -> Iterator[None]:
-        """What can go wrong, as problems."""
+        """What can go wrong, as problems; what is nobody's known fault becomes `Internal` with its cause."""
         try:
             yield
         except errors.Problem:
@@ -254,7 +254,9 @@ class Engine:
     async def _load(self, offer: Offer) -> Defense:
         """Building a network takes a while, so not in the event loop."""
         catalog = self.catalog
-        return catalog.loaded(offer) or await self.in_thread(lambda: catalog.load(offer))
+        if (built := catalog.loaded(offer)) is not None:
+            return built
+        return await self.in_thread(lambda: catalog.load(offer))
 
     async def _answer(self, data: bytes, ask: Ask, deadline: Deadline) -> Served:
         image, decode_ms = await self.in_thread(lambda: self._decode(data, ask.offer))
@@ -293,7 +295,7 @@ class Engine:
             for entry in entries:
                 entry.withdraw()  # changes nothing for those that are done
 
-    async def warm(self, offer: Offer) -> None:
+    async def warm(self, offer: Offer) -> Answer:
         """Run a combination once, as requests will; `offer` may be of a catalog that isn't served yet.
 
         Raises:
@@ -302,7 +304,8 @@ class Engine:
         ask = await self.ask(offer, Options())
         # Noise, not a plain grey: a purifier that skips what looks clean would leave its gradients cold.
         image = torch.rand(ask.lane.shape, generator=torch.Generator().manual_seed(0))
-        await self._run(ask.lane, [Work(image, seed=0)])
+        (done,) = await self._run(ask.lane, [Work(image, seed=0)])
+        return done.value
 
     async def _probe_while_in_trouble(self) -> None:
         """Nobody sends requests to a service that is not ready, so it has to find out itself whether it is again."""
