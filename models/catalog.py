@@ -3,9 +3,11 @@
 import threading
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from copy import copy
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
@@ -118,34 +120,73 @@ def _joined(parts: Sequence[Purified]) -> Purified:
     )
 
 
+class Loaded:
+    """A checkpoint and what was built of it: its network and defenses, each when first asked for. Safe from several threads.
+
+    since: when its files were read.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
+        self.checkpoint, self.since = checkpoint, datetime.now(UTC)
+        self._device = device
+        self._classifier: Classifier | None = None
+        self._defenses: dict[str, Defense] = {}
+        self._lock = threading.Lock()
+
+    def built(self, purifier: str) -> Defense | None:
+        """The defense if it is built already; never waits."""
+        return self._defenses.get(purifier)
+
+    def build(self, purifier: str) -> Defense:
+        """The defense, built on first use.
+
+        Raises:
+            CheckpointError: the checkpoint's weights or settings are unusable.
+        """
+        with self._lock:
+            if purifier not in self._defenses:
+                self._defenses[purifier] = self._build(purifier)
+            return self._defenses[purifier]
+
+    def made(self, defense: Defense) -> bool:
+        """Whether the defense runs on this network."""
+        return defense.classifier is self._classifier
+
+    def _build(self, purifier: str) -> Defense:
+        if self._classifier is None:
+            self._classifier = frozen(self.checkpoint.classifier(), self._device)
+        return build_defense(purifier, self.checkpoint.card, self._classifier, self._device)
+
+
 @dataclass(frozen=True)
 class Offer:
-    """One combination that a catalog can serve."""
+    """One combination that a catalog can serve. source: what it is built from, whatever the catalog holds later."""
 
     model: str
     classifier: str
     purifier: str
     entry: PurifierEntry
     card: Card
+    source: Loaded = field(compare=False, repr=False)
 
 
 class Catalog:
-    """The checkpoints of one or more zoo folders. Cards are read at once, networks when first asked for."""
+    """The checkpoints of one or more zoo folders. Cards are read at once, networks when first asked for.
+
+    What a catalog holds never changes; `with_checkpoint` and `without` make another one that shares the networks.
+    """
 
     def __init__(self, checkpoints: Iterable[Checkpoint], device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
-        self._checkpoints: dict[tuple[str, str], Checkpoint] = {}
-        self._classifiers: dict[tuple[str, str], Classifier] = {}
-        self._defenses: dict[tuple[str, str, str], Defense] = {}
-        self._lock = threading.Lock()
+        self._loaded: dict[tuple[str, str], Loaded] = {}
         for checkpoint in checkpoints:
             key = (checkpoint.card.model, checkpoint.card.classifier)
-            if key in self._checkpoints:
-                first = self._checkpoints[key].folder
+            if key in self._loaded:
+                first = self._loaded[key].checkpoint.folder
                 raise CheckpointError(
                     f"{first} and {checkpoint.folder} are both classifier {key[1]!r} of model {key[0]!r}"
                 )
-            self._checkpoints[key] = checkpoint
+            self._loaded[key] = Loaded(checkpoint, self.device)
 
     @classmethod
     def open(cls, folders: Sequence[Path] = (ZOO,), device: torch.device | str = "cpu") -> "Catalog":
@@ -162,20 +203,42 @@ class Catalog:
             found += [Checkpoint.open(card.parent) for card in cards]
         return cls(found, device)
 
+    def with_checkpoint(self, checkpoint: Checkpoint) -> Self:
+        """This catalog with one checkpoint more, or with another one in the place of that of the same names."""
+        key = (checkpoint.card.model, checkpoint.card.classifier)
+        return self._with({**self._loaded, key: Loaded(checkpoint, self.device)})
+
+    def without(self, model: str, classifier: str) -> Self:
+        """This catalog with one checkpoint less."""
+        return self._with({key: loaded for key, loaded in self._loaded.items() if key != (model, classifier)})
+
+    def _with(self, loaded: dict[tuple[str, str], Loaded]) -> Self:
+        made = copy(self)
+        made._loaded = loaded
+        return made
+
     def models(self) -> list[str]:
         """The model names, as in ?model=."""
-        return sorted({model for model, _ in self._checkpoints})
+        return sorted({model for model, _ in self._loaded})
+
+    def checkpoints(self) -> list[Loaded]:
+        """What is loaded, sorted by model and classifier."""
+        return [loaded for _, loaded in sorted(self._loaded.items())]
+
+    def find(self, model: str, classifier: str) -> Loaded | None:
+        """The checkpoint of these names, if it is loaded."""
+        return self._loaded.get((model, classifier))
 
     def folder(self, model: str, classifier: str) -> Path:
         """Where a classifier's checkpoint lies."""
-        return self._checkpoints[model, classifier].folder
+        return self._loaded[model, classifier].checkpoint.folder
 
     def offers(self) -> list[Offer]:
         """Every combination of model, classifier and purifier."""
         return [
-            Offer(model, classifier, name, entry, checkpoint.card)
-            for (model, classifier), checkpoint in sorted(self._checkpoints.items())
-            for name, entry in sorted(checkpoint.card.purifiers.items())
+            Offer(model, classifier, name, entry, loaded.checkpoint.card, loaded)
+            for (model, classifier), loaded in sorted(self._loaded.items())
+            for name, entry in sorted(loaded.checkpoint.card.purifiers.items())
         ]
 
     def resolve(self, model: str, purifier: str, classifier: str | None = None) -> Offer:
@@ -214,22 +277,16 @@ class Catalog:
 
     def loaded(self, offer: Offer) -> Defense | None:
         """The running form of an offer if it is built already; never waits."""
-        return self._defenses.get((offer.model, offer.classifier, offer.purifier))
+        return offer.source.built(offer.purifier)
 
     def load(self, offer: Offer) -> Defense:
-        """The running form of an offer, built on first use."""
-        key = (offer.model, offer.classifier, offer.purifier)
-        with self._lock:
-            if key not in self._defenses:
-                self._defenses[key] = self._build(offer)
-            return self._defenses[key]
+        """The running form of an offer, built on first use. Offers of an earlier catalog are built from what that one held."""
+        return offer.source.build(offer.purifier)
 
-    def _build(self, offer: Offer) -> Defense:
-        key = (offer.model, offer.classifier)
-        checkpoint = self._checkpoints[key]
-        if key not in self._classifiers:
-            self._classifiers[key] = frozen(checkpoint.classifier(), self.device)
-        return build_defense(offer.purifier, checkpoint.card, self._classifiers[key], self.device)
+    def serves(self, defense: Defense) -> bool:
+        """Whether a defense runs on a network of this catalog."""
+        loaded = self.find(defense.card.model, defense.card.classifier)
+        return loaded is not None and loaded.made(defense)
 
 
 def build_defense(name: str, card: Card, classifier: Classifier, device: torch.device | str = "cpu") -> Defense:

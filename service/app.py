@@ -44,7 +44,9 @@ def create_app(settings: Settings, catalog: Catalog | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        nonlocal catalog
         engine = app.state.engine = Engine(settings, catalog, metrics)
+        catalog = None  # the engine's alone now, so that what it no longer serves is freed
         metrics.ready.set_function(lambda: engine.unready() is None)
         metrics.queue_images.set_function(lambda: engine.waiting()[0])
         metrics.queue_seconds.set_function(lambda: engine.waiting()[1])
@@ -70,13 +72,19 @@ def create_app(settings: Settings, catalog: Catalog | None = None) -> FastAPI:
     app.include_router(routes.router)
     app.include_router(listings.router)
     app.include_router(oip.router)
-    _add_borders(app, settings, metrics, tracing)
+    _add_gates(app, settings)
+    return with_border(app, metrics, tracing)
+
+
+def with_border(app: FastAPI, metrics: Metrics, tracing: Tracing | None = None) -> FastAPI:
+    """Request ids, metrics and a line in the log for each request, and one shape for every error; goes on last."""
+    app.add_middleware(RequestBorder, metrics=metrics, tracing=tracing)
     for kind in (Problem, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, _answer)
     return app
 
 
-def _add_borders(app: FastAPI, settings: Settings, metrics: Metrics, tracing: Tracing | None) -> None:
+def _add_gates(app: FastAPI, settings: Settings) -> None:
     """From the inside to the outside: what is added last sees a request first."""
     app.add_middleware(BodyBudget, limit=settings.max_held_bytes)
     known = keys.load(settings)
@@ -88,7 +96,6 @@ def _add_borders(app: FastAPI, settings: Settings, metrics: Metrics, tracing: Tr
         app.add_middleware(
             CORSMiddleware, allow_origins=origins, allow_methods=methods, allow_headers=["*"], expose_headers=["*"]
         )
-    app.add_middleware(RequestBorder, metrics=metrics, tracing=tracing)
 
 
 async def _answer(request: Request, error: Exception) -> Response:

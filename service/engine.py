@@ -106,6 +106,7 @@ class Engine:
             queue_s=settings.queue_limit_ms / 1000,
             group=lambda lane: lane.group,
             units=lambda lane: lane.units,
+            retired=lambda lane: self._catalog is not None and not self._catalog.serves(lane.defense),
         )
         care = worker.Care(freed_memory, hang_s=settings.hang_timeout_ms / 1000)
         self._worker: worker.BatchWorker[Lane, Work, Answer] = worker.BatchWorker(
@@ -127,7 +128,7 @@ class Engine:
                 self._catalog = await to_thread.run_sync(Catalog.open, self.settings.zoo, device)
             offer = self.choose()
             self._waits_for = f"warming {offer.model}/{offer.purifier}"
-            await self._warm(offer)
+            await self.warm(offer)
             self._waits_for = None
         except (CheckpointError, errors.Problem) as error:
             self._waits_for = str(error)
@@ -166,6 +167,11 @@ class Engine:
         if self._catalog is None:
             raise errors.NotReady(self._waits_for or "the catalog is not loaded", retry_after_s=2)
         return self._catalog
+
+    def adopt(self, catalog: Catalog) -> None:
+        """Serve this from now on. Requests that were accepted before are still answered by what they were accepted for."""
+        self._catalog = catalog
+        self._worker.forget_retired()
 
     def choose(self, model: str | None = None, purifier: str | None = None, classifier: str | None = None) -> Offer:
         """The combination that a request means; what it doesn't name is the settings' default.
@@ -210,7 +216,7 @@ class Engine:
         Raises:
             errors.QueueFull, errors.NotReady.
         """
-        with self._problems():
+        with self.problems():
             self._worker.check_room(ask.lane, images * ask.votes)
 
     async def answer(self, data: bytes | Tensor, ask: Ask, deadline: Deadline) -> Served:
@@ -223,13 +229,13 @@ class Engine:
         Raises:
             errors.Problem: everything that can happen.
         """
-        with self._problems(deadline):
+        with self.problems(deadline):
             async with asyncio.timeout(deadline.left_s()):
                 return await self._answer(data, ask, deadline)
 
     @contextmanager
-    def _problems(self, deadline: Deadline | None = None) -> Iterator[None]:
-        """What can go wrong, as problems."""
+    def problems(self, deadline: Deadline | None = None) -> Iterator[None]:
+        """What can go wrong, as problems; what is nobody's known fault becomes `Internal` with its cause."""
         try:
             yield
         except errors.Problem:
@@ -252,8 +258,9 @@ class Engine:
     async def _load(self, offer: Offer) -> Defense:
         """Building a network takes a while, so not in the event loop."""
         catalog = self.catalog
-        defense = catalog.loaded(offer)
-        return await self.in_thread(lambda: catalog.load(offer)) if defense is None else defense
+        if (built := catalog.loaded(offer)) is not None:
+            return built
+        return await self.in_thread(lambda: catalog.load(offer))
 
     async def _answer(self, data: bytes | Tensor, ask: Ask, deadline: Deadline) -> Served:
         image, decode_ms = (data, 0.0) if isinstance(data, Tensor) else await self._decode(data, ask.offer)
@@ -306,11 +313,17 @@ class Engine:
             for entry in entries:
                 entry.withdraw()  # changes nothing for those that are done
 
-    async def _warm(self, offer: Offer) -> None:
+    async def warm(self, offer: Offer) -> Answer:
+        """Run a combination once, as requests will; `offer` may be of a catalog that isn't served yet.
+
+        Raises:
+            what `BatchWorker.submit` and its futures do.
+        """
         ask = await self.ask(offer, Options())
         # Noise, not a plain grey: a purifier that skips what looks clean would leave its gradients cold.
         image = torch.rand(ask.lane.shape, generator=torch.Generator().manual_seed(0))
-        await self._run(ask.lane, [Work(image, seed=0)])
+        (done,) = await self._run(ask.lane, [Work(image, seed=0)])
+        return done.value
 
     async def _probe_while_in_trouble(self) -> None:
         """Nobody sends requests to a service that is not ready, so it has to find out itself whether it is again."""
@@ -318,4 +331,4 @@ class Engine:
             await asyncio.sleep(PROBE_S)
             if self._waits_for is None and self._worker.trouble():
                 with suppress(Exception):  # still in trouble, which the worker has logged
-                    await self._warm(self.choose())
+                    await self.warm(self.choose())

@@ -8,7 +8,11 @@ Problem
 |   |-- NotAnImage              not-an-image          no image format begins like this
 |   `-- BrokenImage             broken-image          the right format, but damaged or cut off
 |-- Unauthorized           401  unauthorized          no API key, or one that isn't known
+|-- UnknownCheckpoint      404  unknown-checkpoint    on the admin's port: what there is stands in `known`
 |-- UploadTooSlow          408  upload-too-slow
+|-- Conflict               409  on the admin's port
+|   |-- WrongChecksum           wrong-checksum        the weights are not those that were named
+|   `-- DefaultNeeded           default-needed        the default model and purifier would not be served any more
 |-- TooLarge               413  more than we are willing to work on, in whatever unit
 |   |-- TooManyBytes            too-many-bytes        the body
 |   |-- TooManyPixels           too-many-pixels       what the image's header claims
@@ -25,6 +29,7 @@ Problem
 |       |-- UnknownPurifier     unknown-purifier
 |       |-- UnknownClassifier   unknown-classifier
 |       `-- NotOffered          purifier-not-offered  it exists, but this model hasn't got it
+|-- CheckpointRefused      422  checkpoint-refused    on the admin's port: it can't be used; nothing has changed
 |-- ClientGone             499  client-gone           never sent, only logged
 |-- Internal               500  internal-error        details are in the log, under the request's id
 |-- Unavailable            503  with Retry-After
@@ -148,6 +153,17 @@ class Unauthorized(Problem):
         return {"WWW-Authenticate": self._challenge}
 
 
+class UnknownCheckpoint(Problem):
+    """No such folder, or nothing of these names is loaded."""
+
+    status = 404
+    code = "unknown-checkpoint"
+    title = "Unknown checkpoint"
+
+    def __init__(self, detail: str, known: Sequence[str]) -> None:
+        super().__init__(f"{detail}: {', '.join(known) or 'none'}", known=list(known))
+
+
 class UploadTooSlow(Problem):
     """The deadline passed while the body was still coming."""
 
@@ -157,6 +173,31 @@ class UploadTooSlow(Problem):
 
     def __init__(self, timeout_ms: float) -> None:
         super().__init__(f"the body was not complete after {timeout_ms:.0f} ms; send a smaller image")
+
+
+class Conflict(Problem):
+    """What is served now doesn't allow it; nothing has changed."""
+
+    status = 409
+    code = "conflict"
+    title = "Conflict"
+
+
+class WrongChecksum(Conflict):
+    """The weights are not those that were named."""
+
+    code = "wrong-checksum"
+    title = "Wrong checksum"
+
+    def __init__(self, what: str, found: str, named: str) -> None:
+        super().__init__(f"the weights of {what} have the SHA-256 {found}; the request names {named}", found=found)
+
+
+class DefaultNeeded(Conflict):
+    """Requests that name nothing could not be served any more."""
+
+    code = "default-needed"
+    title = "The default needs this checkpoint"
 
 
 class TooLarge(Problem):
@@ -314,6 +355,14 @@ class NotOffered(UnknownName):
 
     code = "purifier-not-offered"
     title = "Purifier not offered by this model"
+
+
+class CheckpointRefused(Problem):
+    """A checkpoint that can't be used; what was served before still is."""
+
+    status = 422
+    code = "checkpoint-refused"
+    title = "Checkpoint refused"
 
 
 class ClientGone(Problem):

@@ -90,7 +90,8 @@ class Limits(Generic[K]):
     batch_items, batch_s: the most items of a batch, and how long it should take. wait_s: how long an idle worker waits for
     company. queue_items: the most that may wait in all. queue_s: how much work may wait, in expected seconds; where several
     groups wait, each may fill its even share. group: what a lane belongs to. units: what an item of a lane costs compared with
-    others, to guess its time before one has run.
+    others, to guess its time before one has run. retired: whether nothing will come for a lane any more, so that it is not
+    remembered once it is empty.
     """
 
     batch_items: int
@@ -100,6 +101,7 @@ class Limits(Generic[K]):
     queue_s: float = inf
     group: Callable[[K], Hashable] = lambda key: key
     units: Callable[[K], float] = lambda key: 1.0
+    retired: Callable[[K], bool] = lambda key: False
 
 
 @dataclass(eq=False)
@@ -182,6 +184,12 @@ class Lanes(Generic[K, T, R]):
         self._served_s[lane.group] = self._served_s.get(lane.group, 0.0) + seconds
         lane.recent_s.append(seconds / items)
         self._recent_unit_s.append(seconds / items / lane.units)
+        self.forget_retired()
+
+    def forget_retired(self) -> None:
+        """Let go of the retired lanes that are empty: what their keys hold may be large."""
+        for key in [key for key, lane in self._lanes.items() if not lane.waiting and self._limits.retired(key)]:
+            del self._lanes[key]
 
     def shrink(self, key: K, most: int) -> None:
         """From now on this lane's batches have at most so many items."""

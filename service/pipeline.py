@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from models.catalog import Defense
+from models.classifiers import Classifier
 from models.purifiers import Options, Purified, Wanted
 
 
@@ -18,7 +19,10 @@ class NotFinite(ArithmeticError):
 
 @dataclass(frozen=True)
 class Lane:
-    """What may share a batch: one defense with one request's options, one shape. Equal where everything but `defense` is."""
+    """What may share a batch: one defense with one request's options, one shape. Equal where everything but `defense` is.
+
+    network: compared by identity, since another checkpoint may have the same names and weights but other settings.
+    """
 
     model: str
     classifier: str
@@ -26,6 +30,7 @@ class Lane:
     weights_sha256: str
     options: Options
     shape: tuple[int, ...]
+    network: Classifier = field(repr=False)
     defense: Defense = field(compare=False, repr=False)
 
     @classmethod
@@ -37,7 +42,7 @@ class Lane:
         """
         card = defense.card
         names = card.model, card.classifier, defense.name, card.weights_sha256
-        return cls(*names, options, tuple(shape), defense.with_options(options))
+        return cls(*names, options, tuple(shape), defense.classifier, defense.with_options(options))
 
     @property
     def group(self) -> tuple[str, str, str]:

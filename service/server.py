@@ -6,13 +6,15 @@ import signal
 import socket
 import time
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
 from prometheus_client import disable_created_metrics
 
 from models.catalog import Catalog
-from service import logs
+from service import admin_server, logs
+from service.admin import create_admin
 from service.app import create_app
 from service.settings import Settings
 
@@ -30,8 +32,7 @@ def serve(settings: Settings) -> None:
     logs.configure(settings.log_level, settings.log_format)
     disable_created_metrics()  # a second series for each counter, of no use to Prometheus
     log.info("settings %s", settings.model_dump_json())
-    catalog = Catalog.open(settings.zoo, settings.torch_device())
-    build_server(settings, create_app(settings, catalog)).run()
+    build_server(settings, create_app(settings, Catalog.open(settings.zoo, settings.torch_device()))).run()
 
 
 def _leave(_signal: int, _frame: FrameType | None) -> None:
@@ -40,35 +41,43 @@ def _leave(_signal: int, _frame: FrameType | None) -> None:
 
 
 def build_server(settings: Settings, app: FastAPI) -> uvicorn.Server:
-    """A server that says in one line where it listens."""
-    config = uvicorn.Config(
+    """A server that says in one line where it listens; with the admin's beside it where the settings want one.
+
+    Raises:
+        SystemExit: the admin's address is taken.
+    """
+    return _Server(_config(settings, app, host=settings.host, port=settings.port), settings)
+
+
+def _config(settings: Settings, app: FastAPI, **more: Any) -> uvicorn.Config:
+    return uvicorn.Config(
         app,
-        host=settings.host,
-        port=settings.port,
         log_config=None,
         access_log=False,
         ws="none",
         server_header=False,
         # No request outlives its deadline, so nothing needs longer than this.
         timeout_graceful_shutdown=math.ceil(settings.timeout_ms / 1000) + 1,
+        **more,
     )
-    return _Server(config, settings.shutdown_delay_ms / 1000)
 
 
 class _Server(uvicorn.Server):
     """Leaves politely: SIGTERM turns /readyz red; after a delay nothing new is taken, and what was taken is finished."""
 
-    def __init__(self, config: uvicorn.Config, delay_s: float) -> None:
+    def __init__(self, config: uvicorn.Config, settings: Settings) -> None:
         super().__init__(config)
-        self._delay_s = delay_s
+        self._settings = settings
         self._leaves_at = math.inf
+        self._admin: admin_server.AdminServer | None = None
+        self._admin_listener = admin_server.bind(settings)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first SIGTERM starts the delay, which ends with exit code 0; another signal ends it at once."""
         if sig != signal.SIGTERM or self._leaves_at < math.inf:
             super().handle_exit(sig, frame)
             return
-        self._leaves_at = time.monotonic() + self._delay_s
+        self._leaves_at = time.monotonic() + self._settings.shutdown_delay_ms / 1000
         if (engine := getattr(self.config.app.state, "engine", None)) is not None:  # type: ignore[union-attr]
             engine.drain()
 
@@ -82,6 +91,19 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         for address in self.addresses():
             log.info("listening on %s", address)
+        if self._admin_listener is not None:
+            state = self.config.app.state  # type: ignore[union-attr]
+            admin = create_admin(state.engine, state.metrics)
+            config = _config(self._settings, admin, lifespan="off")
+            self._admin = admin_server.AdminServer(config, self._admin_listener)
+            self._admin.start()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._admin is not None:
+            self._admin.should_exit = True
+        await super().shutdown(sockets)
+        if self._admin is not None:
+            await self._admin.stop()
 
     def addresses(self) -> list[str]:
         """Where it listens, with the port that was really taken."""

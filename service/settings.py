@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 import torch
 from PIL import Image
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import DirectoryPath, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models.catalog import ZOO
@@ -177,6 +177,22 @@ class Settings(BaseSettings):
         description="Web origins whose pages may call, with commas between; * for all; none sends no CORS headers.",
     )
 
+    admin_port: int | None = Field(
+        default=None,
+        ge=0,
+        le=65535,
+        description="A second port, on 127.0.0.1 only, to load, swap and unload checkpoints; 0 takes a free one. Whoever can "
+        "connect to it may use it.",
+    )
+    admin_socket: Path | None = Field(
+        default=None,
+        description="The same on a Unix socket instead, which only the service's own user can open.",
+    )
+    admin_root: DirectoryPath | None = Field(
+        default=None,
+        description="The folder whose folders are checkpoints that may be loaded while the service runs; unset allows none.",
+    )
+
     @field_validator("zoo", mode="before")
     @classmethod
     def _split_folders(cls, value: object) -> object:
@@ -210,6 +226,12 @@ class Settings(BaseSettings):
                 f"max_batch_images ({self.max_batch_images}) is above queue_limit_images ({self.queue_limit_images}): "
                 "such a batch could never be served"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _one_way_to_the_admin(self) -> Self:
+        if self.admin_port is not None and self.admin_socket is not None:
+            raise ValueError("admin_port and admin_socket are both set: choose one of them")
         return self
 
     def torch_device(self) -> torch.device:

@@ -172,6 +172,11 @@ class BatchWorker(Generic[K, T, R]):
                 self._observer.shed(lane, items)
                 raise
 
+    def forget_retired(self) -> None:
+        """Let go of lanes that are retired; those that are not empty yet go with their last batch."""
+        with self._changed:
+            self._lanes.forget_retired()
+
     def close(self, timeout_s: float) -> None:
         """Take nothing more, finish what waits, stop; after `timeout_s` fail what is left with `Stopped`."""
         with self._changed:
@@ -187,6 +192,7 @@ class BatchWorker(Generic[K, T, R]):
         try:
             while (lane := self._next(shift)) is not None:
                 self._serve(shift, lane)
+                del lane  # while it waits, the thread must not be what keeps a retired one alive
         except BaseException:  # the border of the thread: whoever waits must hear of it, whatever it was
             log.critical("the worker thread died", exc_info=True)
         finally:

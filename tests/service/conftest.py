@@ -107,19 +107,20 @@ class HookedCatalog(Catalog):
 
     def __init__(self, inner: Catalog, hook: Callable[[Tensor], None]) -> None:
         self.__dict__.update(inner.__dict__)
-        self._inner, self._hook = inner, hook
+        self._hook = hook
 
     def loaded(self, offer: Offer) -> Defense | None:
         return None
 
     def load(self, offer: Offer) -> Defense:
-        defense = self._inner.load(offer)
+        defense = super().load(offer)
         return replace(defense, purifier=Revealing(defense, self._hook))
 
 
 @pytest.fixture
-def hooked(catalog: Catalog) -> Callable[[Callable[[Tensor], None]], Catalog]:
-    return lambda hook: HookedCatalog(catalog, hook)
+def hooked(catalog: Catalog) -> Callable[..., Catalog]:
+    """`hooked(hook)`, or `hooked(hook, other)` for another catalog than the toy one."""
+    return lambda hook, other=catalog: HookedCatalog(other, hook)
 
 
 class Api:
@@ -148,6 +149,7 @@ class Api:
 @contextmanager
 def _run(settings: Settings, catalog: Catalog | None) -> Iterator[Api]:
     app = create_app(settings, catalog)
+    del catalog  # the app's alone
     with (
         start_blocking_portal() as portal,
         portal.wrap_async_context_manager(app.router.lifespan_context(app)),

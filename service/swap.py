@@ -1,0 +1,143 @@
+"""Change what a running service serves: load, swap or unload a checkpoint; what goes wrong leaves everything as it was.
+
+A swap makes another catalog beside the one that serves, runs every purifier of the new checkpoint once, and only then puts
+the new catalog in the old one's place, in one assignment. Requests that were accepted before hold what they were accepted for,
+so the old network drains by itself and is freed with the last of them.
+"""
+
+import asyncio
+import logging
+from pathlib import Path
+
+from models.catalog import Catalog, Loaded, UnknownName
+from models.checkpoint import CARD, WEIGHTS, Checkpoint, CheckpointError
+from service import errors
+from service.engine import Engine
+from service.logs import pairs
+
+log = logging.getLogger(__name__)
+
+
+class Swaps:
+    """Changes of an engine's catalog, one at a time. Made and used in the engine's event loop."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._one_at_a_time = asyncio.Lock()
+
+    def loaded(self) -> list[Loaded]:
+        """What is served.
+
+        Raises:
+            errors.NotReady
+        """
+        return self._engine.catalog.checkpoints()
+
+    async def load(self, name: str, sha256: str) -> tuple[Loaded, Loaded | None]:
+        """Serve the checkpoint in folder `name`; also what it replaces: that of the same model and classifier.
+
+        Raises:
+            errors.UnknownCheckpoint, errors.CheckpointRefused, errors.Conflict, errors.Unavailable: nothing has changed.
+        """
+        async with self._one_at_a_time:
+            before = self._engine.catalog
+            checkpoint = await self._engine.in_thread(lambda: self._read(name, sha256))
+            card = checkpoint.card
+            after = before.with_checkpoint(checkpoint)
+            self._check_default(after)
+            await self._warm(after, card.model, card.classifier)
+            self._engine.adopt(after)
+            new, old = after.find(card.model, card.classifier), before.find(card.model, card.classifier)
+            assert new is not None
+            _note("loaded", new, replaced=old and old.checkpoint.card.weights_sha256)
+            return new, old
+
+    async def unload(self, model: str, classifier: str, sha256: str | None = None) -> Loaded:
+        """Serve it no longer. sha256: only if these are its weights.
+
+        Raises:
+            errors.UnknownCheckpoint, errors.Conflict: nothing has changed.
+        """
+        async with self._one_at_a_time:
+            catalog = self._engine.catalog
+            found = catalog.find(model, classifier)
+            if found is None:
+                known = [f"{each.checkpoint.card.model}/{each.checkpoint.card.classifier}" for each in self.loaded()]
+                raise errors.UnknownCheckpoint("no such model and classifier are loaded; there are", known)
+            if sha256 is not None:
+                _check_sum(f"{model}/{classifier}", found.checkpoint, sha256)
+            after = catalog.without(model, classifier)
+            self._check_default(after)
+            self._engine.adopt(after)
+            _note("unloaded", found)
+            return found
+
+    def _read(self, name: str, sha256: str) -> Checkpoint:
+        folder = folder_below(self._engine.settings.admin_root, name)
+        try:
+            checkpoint = Checkpoint.open(folder)
+        except CheckpointError as error:
+            raise errors.CheckpointRefused(str(error)) from error
+        _check_sum(f"folder {name!r}", checkpoint, sha256)
+        if not checkpoint.card.purifiers:
+            raise errors.CheckpointRefused(f"{folder / CARD}: it offers no purifier, so no request could ask for it")
+        return checkpoint
+
+    def _check_default(self, after: Catalog) -> None:
+        settings = self._engine.settings
+        try:
+            after.resolve(settings.default_model, settings.default_purifier)
+        except UnknownName as error:
+            raise errors.DefaultNeeded(
+                f"requests that name nothing mean {settings.default_model}/{settings.default_purifier}, which would not be "
+                f"served any more ({error}); load another checkpoint that offers it first"
+            ) from error
+
+    async def _warm(self, catalog: Catalog, model: str, classifier: str) -> None:
+        """Every purifier once, on the worker that will run it, while requests still go to what serves now."""
+        for offer in catalog.offers():
+            if (offer.model, offer.classifier) != (model, classifier):
+                continue
+            try:
+                with self._engine.problems():
+                    answer = await self._engine.warm(offer)
+            except errors.Internal as error:  # no trouble of the device's, so it is the checkpoint's
+                cause = error.__cause__
+                log.warning("refused: %s/%s/%s", model, classifier, offer.purifier, exc_info=cause)
+                raise errors.CheckpointRefused(
+                    f"purifier {offer.purifier!r} failed on the warm-up image: {type(cause).__name__}: {cause}"
+                ) from error
+            if len(answer.probabilities) != len(offer.card.labels):
+                raise errors.CheckpointRefused(
+                    f"the network tells {len(answer.probabilities)} classes apart, the card names {len(offer.card.labels)}"
+                )
+
+
+def folder_below(root: Path | None, name: str) -> Path:
+    """The folder of a plain name directly below `root`. Links may lead anywhere in `root`, but not out of it.
+
+    Raises:
+        errors.CheckpointRefused: there is no root, or a link leads out of it.
+        errors.UnknownCheckpoint: no such folder.
+    """
+    if root is None:
+        raise errors.CheckpointRefused("nothing may be loaded here; set UNPERTURB_ADMIN_ROOT and start again")
+    known = sorted(each.name for each in root.iterdir() if (each / CARD).is_file())
+    if name not in known:  # a name out of the listing is no path, whatever came
+        raise errors.UnknownCheckpoint("no such folder; with a card there are", known)
+    for path in (root / name, root / name / CARD, root / name / WEIGHTS):
+        if not path.resolve().is_relative_to(root.resolve()):
+            raise errors.CheckpointRefused(f"{path} is a link that leads out of {root}; copy the files there instead")
+    return root / name
+
+
+def _check_sum(what: str, checkpoint: Checkpoint, named: str) -> None:
+    found = checkpoint.card.weights_sha256
+    if found != named:
+        raise errors.WrongChecksum(what, found, named)
+
+
+def _note(what: str, loaded: Loaded, **facts: object) -> None:
+    card = loaded.checkpoint.card
+    names = {"model": card.model, "classifier": card.classifier, "weights_sha256": card.weights_sha256}
+    log.info("checkpoint %s %s", what, pairs(**names, folder=loaded.checkpoint.folder.name, **facts))
