@@ -11,11 +11,13 @@ Responses = dict[int | str, dict[str, Any]]
 
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _SHAPES = "expected BYTES of shape [N], image files, or FP32 of shape [N, 3, 32, 32], values in [0, 1]"
+# A whole PNG, red, so that the example can be sent as it is.
+_ONE_PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGM4IScHAAK2AQU0pnWqAAAAAElFTkSuQmCC"
 
 REQUEST = InferRequest(
     id="42",
     parameters={"purifier": "soap-lc", "seed": 1},
-    inputs=[InputTensor(name="image", shape=[1], datatype="BYTES", data=["iVBORw0KGgoAAAANSUhEUg..."])],
+    inputs=[InputTensor(name="image", shape=[1], datatype="BYTES", data=[_ONE_PIXEL])],
     outputs=[OutputWish(name="label"), OutputWish(name="probabilities")],
 )
 RESPONSE = InferResponse(

@@ -133,6 +133,7 @@ def test_sigterm_under_load_answers_everybody_once_and_exits_with_0(zoo: Path, t
         assert kept_alive.getresponse().read() == b'{"status":"ok"}'
         service.process.send_signal(signal.SIGTERM)
         until(lambda: not_ready(kept_alive))
+        kept_alive.close()
         answers = [answer(connection) for connection in callers]
         assert [status for status, _ in answers] == [200] * 64
         assert [body["request_id"] for _, body in answers] == [f"case-{number}" for number in range(64)]
