@@ -5,7 +5,7 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
-from typing import cast
+from typing import Any, cast
 
 from anyio import to_thread
 from fastapi import FastAPI, Request
@@ -30,6 +30,9 @@ log = logging.getLogger(__name__)
 DESCRIPTION = """Undoes a possible adversarial perturbation with a purifier of your choice, classifies the result, and says
 what it did. Purification helps against attackers who don't know of it; how far, and how little against those who do,
 stands in `measured` under `/purifiers`."""
+
+# FastAPI would look for an OpenTelemetry provider of the process in every request.
+NO_TELEMETRY: Any = {"tracing": False, "metrics": False, "logs": False}
 
 
 def create_app(settings: Settings, catalog: Catalog | None = None) -> FastAPI:
@@ -66,7 +69,7 @@ def create_app(settings: Settings, catalog: Catalog | None = None) -> FastAPI:
         version=version("unperturb"),
         description=DESCRIPTION,
         lifespan=lifespan,
-        telemetry=None if tracing is None else tracing.telemetry(),
+        telemetry=NO_TELEMETRY if tracing is None else tracing.telemetry(),
     )
     app.state.metrics, app.state.tracing = metrics, tracing
     app.include_router(routes.router)

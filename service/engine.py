@@ -28,6 +28,9 @@ from service.votes import Prediction, predictions
 log = logging.getLogger(__name__)
 R = TypeVar("R")
 
+# Runs before the service is ready: the first is many times slower than the third, and what items take is learned from them.
+WARMING = 3
+
 # Between probes of a device in trouble, and what clients are told to wait meanwhile.
 PROBE_S = 5.0
 
@@ -128,7 +131,8 @@ class Engine:
                 self._catalog = await to_thread.run_sync(Catalog.open, self.settings.zoo, device)
             offer = self.choose()
             self._waits_for = f"warming {offer.model}/{offer.purifier}"
-            await self.warm(offer)
+            for _ in range(WARMING):
+                await self.warm(offer)
             self._waits_for = None
         except (CheckpointError, errors.Problem) as error:
             self._waits_for = str(error)

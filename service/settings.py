@@ -64,7 +64,7 @@ class Settings(BaseSettings):
 
     max_batch_size: int = Field(default=32, ge=1, le=4096, description="The most images that are purified together.")
     max_batch_ms: float = Field(
-        default=1000.0,
+        default=250.0,
         gt=0,
         le=3_600_000,
         description="How long one batch should take, by what the purifier has taken so far; slow purifiers get smaller ones.",
