@@ -14,7 +14,7 @@ from torch import Tensor
 
 from models.checkpoint import CARD, Card, Checkpoint, CheckpointError, PurifierEntry
 from models.classifiers import Classifier, frozen
-from models.purifiers import Material, Options, Purified, Purifier, PurifierInfo, Wanted, build_purifier
+from models.purifiers import Material, OptionError, Options, Purified, Purifier, PurifierInfo, Wanted, build_purifier
 
 ZOO = Path(__file__).parent / "zoo"
 
@@ -71,11 +71,12 @@ class Defense:
         """The same defense with a request's options; networks are shared.
 
         Raises:
-            ValueError: the purifier has no such option, or the value is out of its bounds.
+            OptionError: the purifier has no such option.
+            ValueError: the value is out of its bounds.
         """
         if foreign := [name for name in options.given() if name not in self.info.options]:
             taken = ", ".join(self.info.options) or "none"
-            raise ValueError(f"purifier {self.name!r} has no option {', '.join(foreign)}; its options: {taken}")
+            raise OptionError(f"purifier {self.name!r} has no option {', '.join(foreign)}; its options: {taken}")
         return replace(self, purifier=self.purifier.with_options(options)) if options.given() else self
 
     def logits(self, x: Tensor) -> Tensor:

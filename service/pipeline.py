@@ -4,6 +4,7 @@ import gc
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -80,8 +81,8 @@ class Answer:
     out of the purifier's own passes.
     """
 
-    probabilities: Tensor
-    before: Tensor | None
+    probabilities: Sequence[float]
+    before: Sequence[float] | None
     epsilon: float
     linf: float
     l2: float
@@ -107,14 +108,33 @@ def run_batch(lane: Lane, works: Sequence[Work], wanted: Wanted | None = None) -
         host = _on_host(purified)
         before = lane.defense.classifier(on_device).cpu() if any(work.want_before for work in works) else None
     purify_ms = 1000 * (time.perf_counter() - started)
-    change = (host.image - images).flatten(1)
-    finite = _finite(host)
+    columns = _columns(host, host.image - images, before)
     return [
-        _answer(lane.defense, host, before, change[i], i, work, purify_ms)
-        if finite[i]
+        _answer(lane.defense, {name: column[i] for name, column in columns.items()}, host.image[i], work, purify_ms)
+        if finite
         else NotFinite(f"{lane}: not a finite number in the result")
-        for i, work in enumerate(works)
+        for i, (work, finite) in enumerate(zip(works, _finite(host), strict=True))
     ]
+
+
+def _columns(host: Purified, change: Tensor, before: Tensor | None) -> dict[str, list[Any]]:
+    """The numbers of all answers, as lists of one entry an image.
+
+    Computed for the whole batch at once: each operation on a tensor gives Python's lock away, and under load it takes long to
+    come back.
+    """
+    change, nothing = change.flatten(1), [None] * len(change)
+    return {
+        "probabilities": host.logits.softmax(dim=1).tolist(),
+        "before": nothing if before is None else before.softmax(dim=1).tolist(),
+        "epsilon": host.epsilon.tolist(),
+        "linf": change.abs().amax(dim=1).tolist(),
+        "l2": change.square().sum(dim=1).sqrt().tolist(),
+        "objective_before": nothing if host.objective_before is None else host.objective_before.tolist(),
+        "objective_after": nothing if host.objective_after is None else host.objective_after.tolist(),
+        "forward_passes": host.forward_passes.tolist(),
+        "backward_passes": host.backward_passes.tolist(),
+    }
 
 
 def _on_host(purified: Purified) -> Purified:
@@ -134,32 +154,17 @@ def _finite(purified: Purified) -> list[bool]:
     """(N,), whether all of an image's numbers are finite."""
     parts = [purified.image, purified.logits, purified.epsilon, purified.objective_before, purified.objective_after]
     rows = [part.flatten(1) if part.dim() > 1 else part[:, None] for part in parts if part is not None]
-    return [bool(each) for each in torch.cat(rows, dim=1).isfinite().all(dim=1)]
+    found: list[bool] = torch.cat(rows, dim=1).isfinite().all(dim=1).tolist()
+    return found
 
 
-def _answer(
-    defense: Defense,
-    purified: Purified,
-    unpurified: Tensor | None,
-    change: Tensor,
-    i: int,
-    work: Work,
-    purify_ms: float,
-) -> Answer:
-    before = None if purified.objective_before is None else float(purified.objective_before[i])
+def _answer(defense: Defense, row: dict[str, Any], image: Tensor, work: Work, purify_ms: float) -> Answer:
+    objective = row["objective_before"]
     return Answer(
-        probabilities=purified.logits[i].softmax(dim=0),
-        before=None if unpurified is None or not work.want_before else unpurified[i].softmax(dim=0),
-        epsilon=float(purified.epsilon[i]),
-        linf=float(change.abs().max()),
-        l2=float(change.square().sum().sqrt()),
-        objective_before=before,
-        objective_after=None if purified.objective_after is None else float(purified.objective_after[i]),
-        suspicion=None if before is None else defense.suspicion(before),
-        forward_passes=int(purified.forward_passes[i]),
-        backward_passes=int(purified.backward_passes[i]),
+        **{**row, "before": row["before"] if work.want_before else None},
+        suspicion=None if objective is None else defense.suspicion(objective),
         purify_ms=purify_ms,
-        image=purified.image[i].clone(memory_format=torch.contiguous_format) if work.want_image else None,
+        image=image.clone(memory_format=torch.contiguous_format) if work.want_image else None,
     )
 
 

@@ -2,9 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from statistics import fmean
 
 
 @dataclass(frozen=True)
@@ -17,13 +15,17 @@ class Prediction:
     votes: int
 
 
-def predictions(votes: Sequence[Tensor], labels: Sequence[str], top_k: int, digits: int) -> tuple[Prediction, ...]:
+def predictions(
+    votes: Sequence[Sequence[float]], labels: Sequence[str], top_k: int, digits: int
+) -> tuple[Prediction, ...]:
     """The `top_k` best classes (fewer where there are fewer): by votes won, then by mean probability.
 
     votes: at least one, each the probabilities (K,) that one purified copy of the image got; it votes for its best class.
     digits: the decimals that are told.
     """
-    mean = torch.stack(list(votes)).mean(dim=0).tolist()
-    won = torch.stack([vote.argmax() for vote in votes]).bincount(minlength=len(mean)).tolist()
+    mean = [fmean(column) for column in zip(*votes, strict=True)]
+    won = [0] * len(mean)
+    for vote in votes:
+        won[max(range(len(vote)), key=vote.__getitem__)] += 1
     order = sorted(range(len(mean)), key=lambda index: (-won[index], -mean[index]))
-    return tuple(Prediction(labels[index], index, round(mean[index], digits), won[index]) for index in order[:top_k])
+    return tuple(Prediction(labels[i], i, round(mean[i], digits), won[i]) for i in order[:top_k])

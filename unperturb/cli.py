@@ -11,6 +11,7 @@ from rich.table import Table
 
 from models.catalog import Catalog, Offer, UnknownName
 from models.checkpoint import CheckpointError
+from models.purifiers import OptionError
 from unperturb import __version__, images, keys, offline, settings
 from unperturb.options import Json, Zoo, open_catalog
 
@@ -112,7 +113,7 @@ def _mendable() -> tuple[type[Exception], ...]:
     from service.errors import Problem
     from service.keys import KeysError
 
-    mendable: list[type[Exception]] = [CheckpointError, UnknownName, ConversionError, KeysError]
+    mendable: list[type[Exception]] = [CheckpointError, UnknownName, OptionError, ConversionError, KeysError]
     mendable += [Problem, ValidationError, OSError]
     try:
         from training.data import DataError

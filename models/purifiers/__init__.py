@@ -2,6 +2,26 @@
 
 from models.purifiers import none as _none  # noqa: F401  (registers its kind)
 from models.purifiers import soap as _soap  # noqa: F401
-from models.purifiers.base import Material, Options, Purified, Purifier, PurifierInfo, Wanted, build_purifier, kinds
+from models.purifiers.base import (
+    Material,
+    OptionError,
+    Options,
+    Purified,
+    Purifier,
+    PurifierInfo,
+    Wanted,
+    build_purifier,
+    kinds,
+)
 
-__all__ = ["Material", "Options", "Purified", "Purifier", "PurifierInfo", "Wanted", "build_purifier", "kinds"]
+__all__ = [
+    "Material",
+    "OptionError",
+    "Options",
+    "Purified",
+    "Purifier",
+    "PurifierInfo",
+    "Wanted",
+    "build_purifier",
+    "kinds",
+]

@@ -49,6 +49,10 @@ class Options:
         return [name for name, value in vars(self).items() if value is not None]
 
 
+class OptionError(ValueError):
+    """A purifier doesn't take this option; the message says which it takes."""
+
+
 # Asked between steps: which images of the batch somebody still waits for.
 Wanted = Callable[[], Sequence[bool]]
 

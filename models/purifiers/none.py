@@ -6,7 +6,17 @@ import torch
 from torch import Tensor
 
 from models.classifiers import Classifier
-from models.purifiers.base import Material, Options, Purified, Purifier, PurifierInfo, Wanted, counted, register
+from models.purifiers.base import (
+    Material,
+    OptionError,
+    Options,
+    Purified,
+    Purifier,
+    PurifierInfo,
+    Wanted,
+    counted,
+    register,
+)
 
 
 class NoPurifier:
@@ -37,7 +47,7 @@ class NoPurifier:
     def with_options(self, options: Options) -> Purifier:
         """See `Purifier`; there are none."""
         if options.given():
-            raise ValueError(f"purifier 'none' takes no options; got {', '.join(options.given())}")
+            raise OptionError(f"purifier 'none' takes no options; got {', '.join(options.given())}")
         return self
 
     def logits(self, x: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ def test_the_version_is_the_packages():
 
 
 def test_every_command_explains_itself():
-    for command in ("serve", "train", "evaluate", "classify", "purify", "models", "convert", "key"):
+    for command in ("serve", "train", "evaluate", "classify", "purify", "models", "convert", "key", "settings"):
         assert run(command, "--help").exit_code == 0
 
 
@@ -162,3 +162,22 @@ def test_wrong_key_name_and_wrong_keys_end_in_one_sentence(monkeypatch, capsys):
     assert code == 2
     assert "api_keys, entry 1: the second part must be a SHA-256" in error
     assert "secret" not in error
+
+
+def test_budget_and_steps_can_be_chosen():
+    (found,) = json.loads(
+        run("classify", next(SAMPLES.glob("cifar10-helps-*.png")), "--epsilon", 0.01, "--json").output
+    )
+    assert 0 < found["linf"] <= 0.0101
+
+
+def test_an_option_that_the_purifier_has_not_ends_in_one_line(monkeypatch, capsys):
+    file = next(SAMPLES.glob("cifar10-clean-*.png"))
+    code, error = failing(monkeypatch, capsys, "classify", file, "--purifier", "none", "--steps", 3)
+    assert (code, error) == (2, "unperturb: purifier 'none' has no option steps; its options: none\n")
+
+
+def test_settings_are_listed():
+    rows = json.loads(run("settings", "--json").output)
+    assert {"variable": "UNPERTURB_PORT", "default": "8000"}.items() <= rows[1].items()
+    assert "UNPERTURB_PORT" in run("settings", "--markdown").output

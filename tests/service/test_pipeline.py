@@ -40,7 +40,7 @@ def test_answers_are_what_the_defense_says(catalog: Catalog, purifier: str) -> N
     expected = lane.defense.purify(x)
     for i, answer in enumerate(run_batch(lane, [Work(image, 0, want_image=True) for image in x])):
         assert isinstance(answer, Answer)
-        assert torch.allclose(answer.probabilities, expected.logits[i].softmax(0))
+        assert answer.probabilities == pytest.approx(expected.logits[i].softmax(0).tolist(), abs=1e-6)
         assert answer.before is None
         assert torch.equal(answer.image, expected.image[i])
         assert answer.epsilon == float(expected.epsilon[i])
@@ -68,7 +68,7 @@ def test_the_unpurified_probabilities_are_told_to_who_asks(catalog: Catalog) -> 
     asked, other = run_batch(lane, [Work(image, 0, want_before=True), Work(image, 0)])
     assert isinstance(asked, Answer)
     assert isinstance(other, Answer)
-    assert torch.allclose(asked.before, lane.defense.classifier(image[None])[0].softmax(0), atol=1e-6)
+    assert asked.before == pytest.approx(lane.defense.classifier(image[None])[0].softmax(0).tolist(), abs=1e-5)
     assert other.before is None
 
 

@@ -1,5 +1,4 @@
 import pytest
-import torch
 
 from service.votes import predictions
 
@@ -7,27 +6,27 @@ LABELS = ["a", "b", "c"]
 
 
 def test_the_most_probable_come_first() -> None:
-    found = predictions([torch.tensor([0.1, 0.6, 0.3])], LABELS, top_k=2, digits=7)
+    found = predictions([([0.1, 0.6, 0.3])], LABELS, top_k=2, digits=7)
     assert [(each.label, each.index, each.votes) for each in found] == [("b", 1, 1), ("c", 2, 0)]
     assert found[0].probability == pytest.approx(0.6)
 
 
 def test_no_more_predictions_than_classes() -> None:
-    assert len(predictions([torch.tensor([0.2, 0.3, 0.5])], LABELS, top_k=100, digits=7)) == 3
+    assert len(predictions([([0.2, 0.3, 0.5])], LABELS, top_k=100, digits=7)) == 3
 
 
 def test_the_majority_decides_even_against_the_mean() -> None:
-    votes = [torch.tensor([0.4, 0.35, 0.25])] * 2 + [torch.tensor([0.0, 1.0, 0.0])]
+    votes = [([0.4, 0.35, 0.25])] * 2 + [([0.0, 1.0, 0.0])]
     found = predictions(votes, LABELS, top_k=2, digits=7)
     assert [(each.label, each.votes) for each in found] == [("a", 2), ("b", 1)]
     assert found[1].probability == pytest.approx((0.35 + 0.35 + 1) / 3)
 
 
 def test_the_mean_decides_between_equal_votes() -> None:
-    votes = [torch.tensor([0.5, 0.3, 0.2]), torch.tensor([0.0, 0.9, 0.1])]
+    votes = [([0.5, 0.3, 0.2]), ([0.0, 0.9, 0.1])]
     assert predictions(votes, LABELS, top_k=1, digits=7)[0].label == "b"
 
 
 def test_probabilities_are_rounded_after_they_are_ranked() -> None:
-    found = predictions([torch.tensor([0.3334, 0.3335, 0.3331])], LABELS, top_k=3, digits=2)
+    found = predictions([([0.3334, 0.3335, 0.3331])], LABELS, top_k=3, digits=2)
     assert [(each.label, each.probability) for each in found] == [("b", 0.33), ("a", 0.33), ("c", 0.33)]
