@@ -84,7 +84,7 @@ class Shift:
     def __init__(self, inner):
         self.inner, self.info = inner, inner.info
 
-    def purify(self, x, seeds=None):
+    def purify(self, x, seeds=None, wanted=None):
         found = self.inner.purify((x + 0.08).clamp(0, 1))
         return Purified(**{**found.__dict__, "image": (x + 0.08).clamp(0, 1)})
 
