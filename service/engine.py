@@ -276,7 +276,7 @@ class Engine:
         done = await self._run(ask.lane, works, deadline.at)
         first = done[0]
 
-        def ranked(votes: Sequence[Tensor]) -> tuple[Prediction, ...]:
+        def ranked(votes: Sequence[Sequence[float]]) -> tuple[Prediction, ...]:
             return predictions(votes, ask.offer.card.labels, ask.top_k, self.settings.probability_digits)
 
         return Served(
