@@ -11,9 +11,12 @@ def test_every_shipped_recipe_is_valid_and_names_a_network(name):
     assert recipe.purifiers
 
 
-def test_each_short_recipe_has_its_full_length_twin():
-    short = {name for name in recipe_names() if not name.endswith("-paper")}
-    assert {f"{name}-paper" for name in short} == set(recipe_names()) - short
+def test_each_short_recipe_has_its_full_length_twin_but_those_that_continue_another():
+    names = set(recipe_names())
+    continuing = {name for name in names if name.endswith("-fine")}
+    paper = {name for name in names if name.endswith("-paper")}
+    assert {f"{name}-paper" for name in names - continuing - paper} == paper
+    assert {name.removesuffix("-fine") for name in continuing} <= names
 
 
 def test_an_unknown_recipe_lists_the_shipped_ones():
