@@ -49,16 +49,17 @@ def check_share(request: Request, engine: Engine, ask: Ask, images: int) -> None
 
 def _timeout_ms(request: Request, query: PurifyQuery, limit_ms: float) -> float:
     """The shortest that anybody asked for."""
+    limit_ms = min(limit_ms, query.timeout_ms or limit_ms)
     header = request.headers.get("x-request-timeout")
     if header is None:
-        return min(limit_ms, query.timeout_ms or limit_ms)
+        return limit_ms
     try:
         seconds = float(header)
     except ValueError:
         seconds = 0.0
     if not 0 < seconds < math.inf:
         raise errors.BadParameter("X-Request-Timeout: not a positive number of seconds, such as 2.5")
-    return min(limit_ms, query.timeout_ms or limit_ms, 1000 * seconds)
+    return min(limit_ms, 1000 * seconds)
 
 
 async def in_time(deadline: Deadline, reading: Coroutine[Any, Any, R]) -> R:

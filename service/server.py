@@ -36,7 +36,7 @@ def serve(settings: Settings) -> None:
 
 
 def _leave(_signal: int, _frame: FrameType | None) -> None:
-    """SIGTERM outside of uvicorn's hands: during the start, and passed on by it once all is answered. Neither is a failure."""
+    """SIGTERM outside of uvicorn's hands: during the start, and a second one, passed on once it has stopped. No failures."""
     raise SystemExit(0)
 
 
