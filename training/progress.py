@@ -1,14 +1,20 @@
 """Progress bars for long work, on a terminal; one line an epoch where output goes to a file."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
 T = TypeVar("T")
+
+
+class Report(Protocol):
+    """How far a training is: in epoch `epoch` (from 0), `step` steps are done (from 1); means of the epoch so far, by name."""
+
+    def __call__(self, epoch: int, step: int, **values: float) -> None: ...
 
 
 class Progress:
@@ -31,13 +37,13 @@ class Progress:
         )
 
     @contextmanager
-    def training(self, name: str, epochs: int, steps: int, done: int) -> Iterator[Callable[..., None]]:
-        """A bar over all steps of a training; yields report(epoch, step, loss=, accuracy=)."""
+    def training(self, name: str, epochs: int, steps: int, done: int) -> Iterator[Report]:
+        """A bar over all steps of a training."""
         with self._bars() as bars:
             task = bars.add_task(name, total=epochs * steps, completed=done * steps, status="")
 
-            def report(epoch: int, step: int, *, loss: float, accuracy: float) -> None:
-                status = f"epoch {epoch + 1}/{epochs}  loss {loss:.3f}  accuracy {accuracy:.1%}"
+            def report(epoch: int, step: int, **values: float) -> None:
+                status = "  ".join([f"epoch {epoch + 1}/{epochs}", *(_shown(*each) for each in values.items())])
                 bars.update(task, completed=epoch * steps + step, status=status)
                 if step == steps and not self.console.is_terminal:
                     self.console.print(f"{name}: {status}", highlight=False)
@@ -60,3 +66,7 @@ class Progress:
     def note(self, text: str) -> None:
         """A line of its own, above the bars."""
         self.console.print(text, highlight=False)
+
+
+def _shown(name: str, value: float) -> str:
+    return f"{name} {value:.1%}" if "accuracy" in name else f"{name} {value:.3f}"

@@ -1,19 +1,6 @@
-"""The training loop: one recipe in, one checkpoint folder out; resumable after any interruption with identical results.
-
-Everything random in an epoch draws from torch's global generator, seeded anew from (seed, epoch) at the epoch's start. The
-state is written after each epoch, so a resumed run repeats the interrupted epoch exactly. "Identical" holds on
-one machine with the same thread count and library versions; floating point promises no more.
-"""
+"""`unperturb train` for classifiers: one recipe in, one checkpoint folder out (the loop itself is training/loop.py)."""
 
 import json
-import os
-import platform
-import shlex
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +13,10 @@ from models.classifiers import Classifier, build_classifier, frozen
 from models.purifiers.soap import Soap
 from training.augment import Cropper
 from training.data import ImageData, load_data
+from training.loop import Loop, TrainingError, set_rate
 from training.progress import Progress
 from training.recipe import Recipe, Schedule
 from training.soap import TASKS
-
-
-class TrainingError(Exception):
-    """A training can't start or go on; the message says why and what to do."""
 
 
 def train(
@@ -62,15 +46,16 @@ def train(
     _check(recipe, images)
     out.mkdir(parents=True, exist_ok=True)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        run = _Run(recipe, images, out, device)
+        run = _Run(recipe, images, device)
         if start is not None:
             run.start_from(Checkpoint.open(start))
+        sizes = {"images": len(images), "batch_size": recipe.batch_size, "epochs": recipe.epochs}
+        loop = Loop(run, out=out, identity=run.identity(), seed=recipe.seed, **sizes)
         if not restart:
-            run.resume()
-        with progress.training(recipe.name, recipe.epochs, run.steps, run.epoch) as report:
-            while run.epoch < recipe.epochs:
-                run.train_epoch(report)
-        return run.export()
+            loop.resume(run.device)
+        loop.run(recipe.name, progress)
+        provenance = {**run.provenance(), **loop.provenance(run.device)}
+        return export(run.network.cpu(), recipe, run.images, out, provenance)
 
 
 def _check(recipe: Recipe, images: ImageData) -> None:
@@ -87,20 +72,18 @@ def _check(recipe: Recipe, images: ImageData) -> None:
 
 
 class _Run:
-    """A training in progress: network, optimizer, and how far it has come."""
+    """A classifier's trainer, with all that it needs to begin and to end."""
 
-    def __init__(self, recipe: Recipe, images: ImageData, out: Path, device: str) -> None:
-        self.recipe, self.out, self.device = recipe, out, torch.device(device)
+    def __init__(self, recipe: Recipe, images: ImageData, device: str) -> None:
+        self.recipe, self.device = recipe, torch.device(device)
         self.images = ImageData(images.images.to(device), images.labels.to(device), images.classes)
-        self.state_file = out / "state.pt"
-        self.epoch, self.seconds, self.commit = 0, 0.0, _commit()
         self.started_from: dict[str, Any] | None = None
         torch.manual_seed(recipe.seed)
         network = build_classifier(recipe.architecture, num_classes=len(images.classes), **recipe.arguments)
         self.network: Classifier = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = _optimizer(self.network, recipe)
+        self.networks, self.optimizers = {"classifier": self.network}, {"sgd": self.optimizer}
         self.crop = Cropper(self.images.images, recipe.augmentation.crop_padding, recipe.augmentation.flip)
-        self.steps = len(images) // recipe.batch_size
 
     def start_from(self, checkpoint: Checkpoint) -> None:
         """Begin with the weights of `checkpoint`; how those were made goes on into this training's card."""
@@ -114,34 +97,10 @@ class _Run:
         self.network.load_state_dict(checkpoint.classifier().state_dict())
         self.started_from = {"weights_sha256": card.weights_sha256, "training": card.training}
 
-    def train_epoch(self, report: Callable[..., None]) -> None:
-        """One pass over the data, then the state on disk."""
-        started, recipe = time.perf_counter(), self.recipe
-        torch.manual_seed(recipe.seed * 1_000_003 + self.epoch)
-        self.network.train()
-        sums, seen = torch.zeros(3), 0
-        for step, indices in enumerate(self._batches()):
-            rate = learning_rate(recipe, (self.epoch * self.steps + step) / (recipe.epochs * self.steps))
-            found = self._step(indices, rate)
-            sums += torch.stack([found[0], found[1], found[2]])
-            seen += int(found[3])
-            report(self.epoch, step + 1, loss=float(sums[0]) / (step + 1), accuracy=float(sums[2]) / seen)
-        if not torch.isfinite(sums).all():
-            raise TrainingError(f"loss is no longer finite in epoch {self.epoch}; lower learning_rate and start anew")
-        self.epoch += 1
-        self.seconds += time.perf_counter() - started
-        self._log(
-            loss=float(sums[0]) / self.steps, auxiliary=float(sums[1]) / self.steps, accuracy=float(sums[2]) / seen
-        )
-        self._save()
-
-    def _batches(self) -> Iterator[Tensor]:
-        order = torch.randperm(len(self.images)).to(self.device)
-        return iter(order[: self.steps * self.recipe.batch_size].split(self.recipe.batch_size))
-
-    def _step(self, indices: Tensor, rate: float) -> tuple[Tensor, Tensor, Tensor, int]:
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+    def step(self, indices: Tensor, share: float) -> dict[str, Tensor]:
+        """See `Trainer`."""
+        set_rate(self.optimizer, learning_rate(self.recipe, share))
+        indices = indices.to(self.device)
         labels = self.images.labels[indices]
         bf16 = self.recipe.precision == "bf16"
         with torch.device(self.device), torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
@@ -149,65 +108,18 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         losses.total.backward()
         self.optimizer.step()
-        return losses.total.detach().cpu(), losses.auxiliary.detach().cpu(), losses.correct.cpu(), losses.count
+        accuracy = losses.correct / losses.count
+        return {"loss": losses.total.detach(), "auxiliary": losses.auxiliary.detach(), "accuracy": accuracy}
 
-    def _shaping(self) -> str:
+    def identity(self) -> str:
         """Everything that decides what this training's weights will be."""
         start = self.started_from["weights_sha256"] if self.started_from else None
         return json.dumps({**self.recipe.shaping(), "start": start}, sort_keys=True)
 
-    def _log(self, **values: float) -> None:
-        line = {
-            "epoch": self.epoch,
-            **{name: round(value, 5) for name, value in values.items()},
-            "seconds": round(self.seconds),
-        }
-        with (self.out / "log.jsonl").open("a", encoding="utf-8") as log:
-            log.write(json.dumps(line) + "\n")
-
-    def _save(self) -> None:
-        state = {
-            "recipe": self._shaping(),
-            "epoch": self.epoch,
-            "seconds": self.seconds,
-            "commit": self.commit,
-            "network": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-        }
-        partial = self.state_file.with_suffix(".partial")
-        torch.save(state, partial)
-        os.replace(partial, self.state_file)  # a kill at any moment leaves the old state or the new one
-
-    def resume(self) -> None:
-        """Continue from the state on disk, if there is one."""
-        if not self.state_file.exists():
-            return
-        state = torch.load(self.state_file, map_location=self.device, weights_only=True)
-        if state["recipe"] != self._shaping():
-            raise TrainingError(
-                f"{self.state_file} belongs to other settings or another start than recipe {self.recipe.name!r} has now; "
-                "choose another --out, or --restart to throw that training away"
-            )
-        self.epoch, self.seconds, self.commit = state["epoch"], state["seconds"], state["commit"]
-        self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
-
-    def export(self) -> Card:
-        """Write the checkpoint."""
-        return export(self.network.cpu(), self.recipe, self.images, self.out, self._provenance())
-
-    def _provenance(self) -> dict[str, Any]:
-        return {
-            "recipe": self.recipe.model_dump(mode="json", exclude={"purifiers", "input", "model", "classifier"}),
-            "started_from": self.started_from,
-            "command": "unperturb " + shlex.join(sys.argv[1:]) if Path(sys.argv[0]).name == "unperturb" else None,
-            "commit": self.commit,
-            "seconds": round(self.seconds),
-            "threads": torch.get_num_threads(),
-            "device": str(self.device),
-            "images": len(self.images),
-            "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        }
+    def provenance(self) -> dict[str, Any]:
+        """What the card says of the training, beside what the loop knows."""
+        recipe = self.recipe.model_dump(mode="json", exclude={"purifiers", "input", "model", "classifier"})
+        return {"recipe": recipe, "started_from": self.started_from}
 
 
 def export(network: Classifier, recipe: Recipe, images: ImageData, out: Path, provenance: dict[str, Any]) -> Card:
@@ -262,31 +174,3 @@ def calibrate(network: Classifier, fields: dict[str, Any], images: Tensor) -> di
         percentiles = torch.quantile(objective.double(), torch.linspace(0, 1, 101, dtype=torch.float64))
         found[entry.kind] = tuple(float(f"{value:.6g}") for value in percentiles.tolist())
     return found
-
-
-def _commit() -> str | None:
-    """The source tree's commit, where the package runs from a checkout."""
-    try:
-        answer = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return answer.stdout.strip()
-
-
-@contextmanager
-def threads(count: int | None) -> Iterator[None]:
-    """Run with `count` compute threads, then restore; None leaves torch's default."""
-    before = torch.get_num_threads()
-    if count:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

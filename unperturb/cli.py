@@ -118,8 +118,8 @@ def _mendable() -> tuple[type[Exception], ...]:
     try:
         from training.data import DataError
         from training.evaluate import EvaluationError
+        from training.loop import TrainingError
         from training.recipe import RecipeError
-        from training.train import TrainingError
     except ImportError:  # a serving image without the training package
         return tuple(mendable)
     return (*mendable, DataError, EvaluationError, RecipeError, TrainingError)

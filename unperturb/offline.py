@@ -40,6 +40,7 @@ def train(
 ) -> None:
     """Train a classifier with its purifiers from a recipe; the same command continues an interrupted training."""
     from training import train as training
+    from training.loop import threads as limited
     from training.recipe import load_recipe
 
     if recipe is None:
@@ -47,7 +48,7 @@ def train(
     changes: dict[str, Any] = {key: value for key, value in (("epochs", epochs), ("seed", seed)) if value is not None}
     chosen = load_recipe(recipe, changes)
     folder = out or Path("runs") / chosen.name
-    with training.threads(threads):
+    with limited(threads):
         card = training.train(
             chosen, out=folder, data=data, start=start, download=download, restart=restart, device=device
         )
@@ -96,7 +97,7 @@ def evaluate(
 ) -> None:
     """Measure accuracy under attack; the same command continues an interrupted evaluation."""
     from training import evaluate as evaluation
-    from training.train import threads as limited
+    from training.loop import threads as limited
 
     given = (("first", first), ("n", n), ("adaptive_n", adaptive_n))
     chosen = evaluation.load_plan(plan or f"soap-{model}", {key: value for key, value in given if value is not None})

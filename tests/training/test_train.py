@@ -5,8 +5,9 @@ import torch
 
 from models.catalog import Catalog
 from models.checkpoint import Checkpoint
+from training.loop import TrainingError
 from training.recipe import recipe_names
-from training.train import TrainingError, learning_rate, train
+from training.train import learning_rate, train
 
 SHORT = [name for name in recipe_names() if not name.endswith("-paper")]
 
@@ -48,7 +49,7 @@ def test_an_interrupted_training_resumes_with_identical_results(tiny, data, tmp_
 def _interrupt_in_epoch_two(recipe, out, data, quiet, monkeypatch):
     from training.train import _Run
 
-    step, calls = _Run._step, []
+    step, calls = _Run.step, []
 
     def failing(self, *args):
         calls.append(1)
@@ -57,7 +58,7 @@ def _interrupt_in_epoch_two(recipe, out, data, quiet, monkeypatch):
         return step(self, *args)
 
     with monkeypatch.context() as patched:
-        patched.setattr(_Run, "_step", failing)
+        patched.setattr(_Run, "step", failing)
         with pytest.raises(Interrupted):
             train(recipe, out=out, data=data, progress=quiet)
 
