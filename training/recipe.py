@@ -48,31 +48,19 @@ class Schedule(_Frozen):
     warmup: float = Field(default=0.2, gt=0, lt=1, description="one-cycle: share of the training that rises")
 
 
-class Recipe(_Frozen):
-    """One training. A comment beside a value in the TOML file says where it comes from."""
+class _Training(_Frozen):
+    """What every training has. A comment beside a value in the TOML file says where it comes from."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
     summary: str
     model: str
     classifier: str
     data: str
-    architecture: str
     arguments: dict[str, Any] = {}
     input: InputSpec
-    task: Task
-    alpha: float = Field(default=0.0, ge=0, description="trade-off of the auxiliary loss, Eq. (2)")
-    noise: float = Field(
-        default=0.0, ge=0, le=1, description="sigma of the Gaussian noise on training images, [0, 1] units"
-    )
     augmentation: Augmentation = Augmentation()
-    views: Views | None = None
     epochs: int = Field(ge=1)
     batch_size: int = Field(ge=2)
-    learning_rate: float = Field(gt=0)
-    momentum: float = Field(default=0.9, ge=0, lt=1)
-    nesterov: bool = False
-    weight_decay: float = Field(default=0.0, ge=0, description="on weights, not on biases and norms")
-    schedule: Schedule
     precision: Literal["fp32", "bf16"] = "fp32"
     seed: int = 0
     calibration_images: int = Field(default=2000, ge=100, description="first training images, unaugmented")
@@ -85,12 +73,41 @@ class Recipe(_Frozen):
         )
 
 
+class Recipe(_Training):
+    """The training of a classifier."""
+
+    architecture: str
+    task: Task
+    alpha: float = Field(default=0.0, ge=0, description="trade-off of the auxiliary loss, Eq. (2)")
+    noise: float = Field(
+        default=0.0, ge=0, le=1, description="sigma of the Gaussian noise on training images, [0, 1] units"
+    )
+    views: Views | None = None
+    learning_rate: float = Field(gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    nesterov: bool = False
+    weight_decay: float = Field(default=0.0, ge=0, description="on weights, not on biases and norms")
+    schedule: Schedule
+
+
+class AddOnRecipe(_Training):
+    """The training of a purifier's own network (an add-on) beside a frozen classifier: `classifier` of `model` in the zoo."""
+
+    part: Literal["purifier"]
+    addon: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", description="what the checkpoint is called in the zoo")
+    network: str = Field(description="a registered purifier network; `arguments` are its")
+    protects: Literal["classifier", "model"] = Field(
+        description="classifier: only the one it was trained beside; model: every classifier of the model"
+    )
+    settings: dict[str, Any] = Field(default={}, description="what the network's trainer needs, validated by it")
+
+
 def recipe_names() -> list[str]:
     """The shipped recipes."""
     return sorted(path.stem for path in RECIPES.glob("*.toml"))
 
 
-def load_recipe(name: str, overrides: dict[str, Any] | None = None) -> Recipe:
+def load_recipe(name: str, overrides: dict[str, Any] | None = None) -> Recipe | AddOnRecipe:
     """A shipped recipe by name, or any TOML file by path; `overrides` replace top-level fields.
 
     Raises:
@@ -105,6 +122,7 @@ def load_recipe(name: str, overrides: dict[str, Any] | None = None) -> Recipe:
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"{path}: not valid TOML: {error}") from error
     try:
-        return Recipe.model_validate({"name": path.stem, **fields, **(overrides or {})})
+        kind = AddOnRecipe if fields.get("part") == "purifier" else Recipe
+        return kind.model_validate({"name": path.stem, **fields, **(overrides or {})})
     except ValidationError as error:
         raise RecipeError(f"{path}: {error}") from error

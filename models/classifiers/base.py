@@ -5,7 +5,7 @@ Images are float tensors (N, C, H, W) in [0, 1]; the mean and standard deviation
 nobody outside ever sees another scale.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 
 import torch
@@ -24,6 +24,7 @@ class Classifier(nn.Module):
         mean: per-channel mean, C values in [0, 1].
         std: per-channel standard deviation, C values > 0.
         aux_head: h, maps z to what the self-supervised task needs; None where the task uses g itself.
+        taps: names of those layers of the encoder (an `nn.Sequential`) whose outputs a purifier may read.
 
     `batch_invariant`: on a CPU an image's outputs are the same bits whatever the size of its batch; `frozen` sees to it where
     that costs little.
@@ -40,29 +41,74 @@ class Classifier(nn.Module):
         mean: Sequence[float],
         std: Sequence[float],
         aux_head: nn.Module | None = None,
+        taps: Mapping[str, nn.Module] | None = None,
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.classifier_head = classifier_head
         self.aux_head = aux_head
         self.batch_invariant = False
+        self._taps = dict(taps or {})  # of layers that are the encoder's: not in the state dict, copied with it
         # Not in the state dict: the card names them, and strict loading should not depend on two copies agreeing.
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
+    @property
+    def taps(self) -> list[str]:
+        """The names that `tapped` knows, from shallow to deep."""
+        order = {id(layer): i for i, layer in enumerate(self.encoder.children())}
+        return sorted(self._taps, key=lambda name: order[id(self._taps[name])])
+
     def features(self, x: Tensor) -> Tensor:
         """z = f(x). x: (N, C, H, W) in [0, 1] -> z, of the shape the heads expect."""
-        if len(x) == 1 and not self.training:
-            # CPU convolutions round one image alone otherwise than two or more, which all come out the same (tests/contract).
+        if _alone(self, x):
             return self.features(x.expand(2, -1, -1, -1))[:1]
-        # Always in the layout of the weights: which one `x` comes in may depend on the size of its batch.
-        z: Tensor = self.encoder(((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last))
+        z: Tensor = self.encoder(self._normalised(x))
         return z
+
+    def tapped(self, x: Tensor, names: Sequence[str]) -> list[Tensor]:
+        """The outputs of the named layers, in the order of the names; the encoder runs only as deep as the deepest of them.
+
+        x: (N, C, H, W) in [0, 1].
+
+        Raises:
+            ValueError: a name is unknown; the message lists what there is.
+        """
+        if unknown := [name for name in names if name not in self._taps]:
+            raise ValueError(f"no tap {', '.join(unknown)}; this classifier has {', '.join(self.taps) or 'none'}")
+        if _alone(self, x):
+            return [found[:1] for found in self.tapped(x.expand(2, -1, -1, -1), names)]
+        wanted = {id(self._taps[name]) for name in names}
+        found: dict[int, Tensor] = {}
+        activation = self._normalised(x)
+        for layer in self.encoder.children():
+            activation = layer(activation)
+            if id(layer) in wanted:
+                found[id(layer)] = activation
+                if len(found) == len(wanted):
+                    break
+        return [found[id(self._taps[name])] for name in names]
+
+    def from_tap(self, name: str, activation: Tensor) -> Tensor:
+        """z, from what `tapped` gave for `name`: the rest of the encoder."""
+        layers = list(self.encoder.children())
+        for layer in layers[[id(each) for each in layers].index(id(self._taps[name])) + 1 :]:
+            activation = layer(activation)
+        return activation
+
+    def _normalised(self, x: Tensor) -> Tensor:
+        # Always in the layout of the weights: which one `x` comes in may depend on the size of its batch.
+        return ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits g(f(x)). x: (N, C, H, W) in [0, 1] -> (N, K)."""
         logits: Tensor = self.classifier_head(self.features(x))
         return logits
+
+
+def _alone(classifier: Classifier, x: Tensor) -> bool:
+    """CPU convolutions round one image alone otherwise than two or more, which all come out the same (tests/contract)."""
+    return len(x) == 1 and not classifier.training
 
 
 def frozen(classifier: Classifier, device: torch.device | str = "cpu") -> Classifier:

@@ -67,6 +67,12 @@ def _stem() -> list[nn.Module]:
     return [nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
 
 
+def _named(encoder: nn.Sequential, block: type[nn.Module]) -> dict[str, nn.Module]:
+    """The stem's last layer and every block, by the names of `Classifier.taps`."""
+    blocks = [layer for layer in encoder if isinstance(layer, block)]
+    return {"stem": encoder[2], **{f"block{i}": layer for i, layer in enumerate(blocks, start=1)}}
+
+
 def _pool() -> list[nn.Module]:
     return [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
 
@@ -87,15 +93,21 @@ def resnet18_thin(
     std: Sequence[float] = CIFAR10_STD,
     aux: str | None = None,
 ) -> Classifier:
-    """ResNet-18 in the paper's thin form, stages of 16, 32 and 64 channels (175,258 parameters). z: (N, 64)."""
-    encoder = nn.Sequential(
-        *_stem(),
-        *(Block(16, 16, 1), Block(16, 16, 1)),
-        *(Block(16, 32, 2), Block(32, 32, 1)),
-        *(Block(32, 64, 2), Block(64, 64, 1)),
-        *_pool(),
+    """ResNet-18 in the paper's thin form, stages of 16, 32 and 64 channels (175,258 parameters). z: (N, 64).
+
+    Taps: `stem` and `block1` to `block6`.
+    """
+    widths = ((16, 16, 1), (16, 16, 1), (16, 32, 2), (32, 32, 1), (32, 64, 2), (64, 64, 1))
+    blocks = [Block(*width) for width in widths]
+    encoder = nn.Sequential(*_stem(), *blocks, *_pool())
+    return Classifier(
+        encoder,
+        nn.Linear(64, num_classes),
+        mean=mean,
+        std=std,
+        aux_head=_aux_head(aux, 64),
+        taps=_named(encoder, Block),
     )
-    return Classifier(encoder, nn.Linear(64, num_classes), mean=mean, std=std, aux_head=_aux_head(aux, 64))
 
 
 @register_architecture("wide-resnet")
@@ -109,7 +121,10 @@ def wide_resnet(
     std: Sequence[float] = CIFAR10_STD,
     aux: str | None = None,
 ) -> Classifier:
-    """Wide-ResNet of Table 7 (28-10 by default), stages of 16, 32 and 64 times `widen` channels. z: (N, 64 * widen)."""
+    """Wide-ResNet of Table 7 (28-10 by default), stages of 16, 32 and 64 times `widen` channels. z: (N, 64 * widen).
+
+    Taps: `stem` and `block1` to `block12` (at depth 28).
+    """
     if depth < 10 or (depth - 4) % 6:
         raise ValueError(f"wide-resnet depth is 6n + 4 (10, 16, 22, 28, ...); got {depth}")
     layers, channels_in = _stem(), 16
@@ -120,4 +135,6 @@ def wide_resnet(
             channels_in = channels
     encoder = nn.Sequential(*layers, *_pool())
     head = nn.Linear(channels_in, num_classes)
-    return Classifier(encoder, head, mean=mean, std=std, aux_head=_aux_head(aux, channels_in))
+    return Classifier(
+        encoder, head, mean=mean, std=std, aux_head=_aux_head(aux, channels_in), taps=_named(encoder, WideBlock)
+    )

@@ -6,10 +6,10 @@ card lists those it offers. `soap-lc` and `soap-lc-paper` are two purifiers of o
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.classifiers import Classifier
 
@@ -52,6 +52,8 @@ class Options:
 class OptionError(ValueError):
     """A purifier doesn't take this option; the message says which it takes."""
 
+
+N = TypeVar("N", bound=nn.Module)
 
 # Asked between steps: which images of the batch somebody still waits for.
 Wanted = Callable[[], Sequence[bool]]
@@ -113,11 +115,26 @@ class Material:
     """What a builder gets: the frozen classifier, the settings and the calibration that the card holds.
 
     calibration: the 0th to 100th percentile (101 values) of this kind's objective on clean training images, or empty.
+    network: the purifier's own, frozen, where it comes from a checkpoint of its own.
     """
 
     classifier: Classifier
     settings: Mapping[str, Any]
     calibration: Sequence[float]
+    network: nn.Module | None = None
+
+    def own_network(self, kind: type[N]) -> N:
+        """The purifier's own network, which must be of the class `kind`.
+
+        Raises:
+            ValueError: there is none, or it is of another class.
+        """
+        if not isinstance(self.network, kind):
+            found = "none" if self.network is None else type(self.network).__name__
+            raise ValueError(
+                f"this purifier needs a network of its own of type {kind.__name__}; its checkpoint has {found}"
+            )
+        return self.network
 
 
 Builder = Callable[[Material], Purifier]

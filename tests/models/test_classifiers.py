@@ -133,3 +133,33 @@ def test_cifar_networks_have_a_rotation_head_or_none() -> None:
 def test_wide_resnet_depths_are_6n_plus_4() -> None:
     with pytest.raises(ValueError, match=r"wide-resnet depth is 6n \+ 4 .*; got 18"):
         build_classifier("wide-resnet", depth=18)
+
+
+def test_taps_are_the_encoders_activations_on_the_way_to_z():
+    network = frozen(build_classifier("resnet18-thin"))
+    x = torch.rand(3, 3, 32, 32)
+    assert network.taps == ["stem", *(f"block{i}" for i in range(1, 7))]
+    stem, last = network.tapped(x, ["stem", "block6"])
+    assert stem.shape == (3, 16, 32, 32)
+    for name, activation in (("stem", stem), ("block6", last)):
+        assert torch.allclose(network.from_tap(name, activation), network.features(x), atol=1e-6)
+
+
+def test_tapping_goes_no_deeper_than_asked():
+    network = frozen(build_classifier("resnet18-thin"))
+    ran = []
+    for i, layer in enumerate(network.encoder.children()):
+        layer.register_forward_hook(lambda *_, i=i: ran.append(i))
+    network.tapped(torch.rand(2, 3, 32, 32), ["block1"])
+    assert len(ran) == 3  # the folded stem, its ReLU, the block
+
+
+def test_taps_of_a_lone_image_are_those_it_has_in_company():
+    network = frozen(build_classifier("resnet18-thin"))
+    x = torch.rand(3, 3, 32, 32)
+    assert torch.equal(network.tapped(x[:1], ["block3"])[0], network.tapped(x, ["block3"])[0][:1])
+
+
+def test_an_unknown_tap_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match=r"no tap layer9; .* stem, block1"):
+        build_classifier("resnet18-thin").tapped(torch.rand(2, 3, 32, 32), ["layer9"])
