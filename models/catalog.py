@@ -1,26 +1,45 @@
-"""From names to something that runs: `model` x `purifier` (x `classifier`) -> Defense, read from checkpoint folders."""
+"""From names to something that runs: `model` x `purifier` (x `classifier`) -> Defense, read from checkpoint folders.
+
+A purifier is one that a classifier's card offers, one that an add-on offers for that classifier, or several of them in a row,
+joined by `+`: `nrp+aid`.
+"""
 
 import threading
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from models.checkpoint import CARD, Card, Checkpoint, CheckpointError, PurifierEntry
+from models.checkpoint import (
+    CARD,
+    AddOn,
+    AddOnCard,
+    Card,
+    Checkpoint,
+    CheckpointError,
+    Measurement,
+    PurifierEntry,
+    open_checkpoint,
+)
 from models.classifiers import Classifier, frozen
+from models.networks import frozen_network
 from models.purifiers import Material, OptionError, Options, Purified, Purifier, PurifierInfo, Wanted, build_purifier
+from models.purifiers.chain import Chain
 
 ZOO = Path(__file__).parent / "zoo"
 
 # Images that go through the network together. Purification keeps 8 to 10 activations an image alive; larger groups fall out
 # of the CPU's cache and get slower an image (benchmarks/purify_cost.py).
 CHUNK = 32
+
+# Purifiers in a row. Every chain that was ever asked for is kept, and strangers may ask.
+LONGEST_CHAIN = 3
 
 
 class UnknownName(LookupError):
@@ -38,13 +57,22 @@ class UnknownName(LookupError):
 
 @dataclass(frozen=True, eq=False)
 class Defense:
-    """A purifier, the classifier it protects and their card: what a request names and what an evaluation attacks."""
+    """A purifier, the classifier it protects and their card: what a request names and what an evaluation attacks.
+
+    card: the classifier's, with what its add-ons offer and are calibrated to. addons: those whose networks the purifier uses.
+    """
 
     name: str
     card: Card
     classifier: Classifier
     purifier: Purifier
     device: torch.device
+    addons: tuple[AddOn, ...] = ()
+
+    @property
+    def addon_sha256(self) -> tuple[str, ...]:
+        """Which weights the purifier brings along, beside the classifier's."""
+        return tuple(addon.card.weights_sha256 for addon in self.addons)
 
     @property
     def info(self) -> PurifierInfo:
@@ -118,57 +146,156 @@ def _joined(parts: Sequence[Purified]) -> Purified:
         objective_after=cat("objective_after") if known else None,
         forward_passes=cat("forward_passes"),
         backward_passes=cat("backward_passes"),
+        steps=tuple(_joined(steps) for steps in zip(*(part.steps for part in parts), strict=True)),
     )
 
 
 class Loaded:
-    """A checkpoint and what was built of it: its network and defenses, each when first asked for. Safe from several threads.
+    """A checkpoint and its frozen network, built when first asked for. Safe from several threads.
 
     since: when its files were read.
     """
 
-    def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
-        self.checkpoint, self.since = checkpoint, datetime.now(UTC)
-        self._device = device
-        self._classifier: Classifier | None = None
-        self._defenses: dict[str, Defense] = {}
+    def __init__(self, checkpoint: Checkpoint | AddOn, device: torch.device) -> None:
+        self.checkpoint, self.since, self.device = checkpoint, datetime.now(UTC), device
+        self._network: nn.Module | None = None
         self._lock = threading.Lock()
 
-    def built(self, purifier: str) -> Defense | None:
-        """The defense if it is built already; never waits."""
-        return self._defenses.get(purifier)
+    @property
+    def key(self) -> tuple[str, str]:
+        """Its model and its name."""
+        return self.checkpoint.card.model, self.checkpoint.card.name
 
-    def build(self, purifier: str) -> Defense:
-        """The defense, built on first use.
+    def network(self) -> nn.Module:
+        """The frozen network.
 
         Raises:
-            CheckpointError: the checkpoint's weights or settings are unusable.
+            CheckpointError: the weights don't fit the card.
         """
         with self._lock:
-            if purifier not in self._defenses:
-                self._defenses[purifier] = self._build(purifier)
-            return self._defenses[purifier]
+            if self._network is None:
+                self._network = self._build()
+            return self._network
 
-    def made(self, defense: Defense) -> bool:
-        """Whether the defense runs on this network."""
-        return defense.classifier is self._classifier
+    def made(self, network: nn.Module) -> bool:
+        """Whether `network` was built here."""
+        return network is self._network
 
-    def _build(self, purifier: str) -> Defense:
-        if self._classifier is None:
-            self._classifier = frozen(self.checkpoint.classifier(), self._device)
-        return build_defense(purifier, self.checkpoint.card, self._classifier, self._device)
+    def _build(self) -> nn.Module:
+        if isinstance(self.checkpoint, Checkpoint):
+            return frozen(self.checkpoint.classifier(), self.device)
+        return frozen_network(self.checkpoint.network(), self.device)
 
 
-@dataclass(frozen=True)
-class Offer:
-    """One combination that a catalog can serve. source: what it is built from, whatever the catalog holds later."""
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One purifier of an offer.
 
-    model: str
-    classifier: str
-    purifier: str
+    addon: where it comes from, unless the classifier's own card offers it. default: whether that classifier is meant where a
+    request names none.
+    """
+
+    name: str
     entry: PurifierEntry
-    card: Card
-    source: Loaded = field(compare=False, repr=False)
+    default: bool
+    addon: Loaded | None = None
+
+
+class Offer:
+    """One combination that a catalog can serve: purifiers, one or several in a row, on a classifier.
+
+    base: the classifier's checkpoint. An offer is built from what it names, whatever the catalog holds later, and once.
+    """
+
+    def __init__(self, base: Loaded, steps: Sequence[Step]) -> None:
+        self.base, self.steps = base, tuple(steps)
+        self.purifier = "+".join(step.name for step in steps)
+        self.model, self.classifier = base.key
+        self.addons = tuple(
+            step.addon.checkpoint for step in steps if step.addon and isinstance(step.addon.checkpoint, AddOn)
+        )
+        self.entry = steps[0].entry if len(steps) == 1 else _chain_entry(steps)
+        self.card = _merged(base, self.addons, {self.purifier: self.entry})
+        self._defense: Defense | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def parts(self) -> set[Loaded]:
+        """All checkpoints that it needs."""
+        return {self.base, *(step.addon for step in self.steps if step.addon)}
+
+    @property
+    def addon_sha256(self) -> tuple[str, ...]:
+        """Which weights the purifiers bring along, beside the classifier's."""
+        return tuple(addon.card.weights_sha256 for addon in self.addons)
+
+    def measured(self) -> list[Measurement]:
+        """The accuracies that the classifier's card tells of this combination, with exactly these weights."""
+        return [
+            each for each in self.card.measured if (each.purifier, each.addons) == (self.purifier, self.addon_sha256)
+        ]
+
+    def built(self) -> Defense | None:
+        """The running form if there is one already; never waits."""
+        return self._defense
+
+    def build(self) -> Defense:
+        """The running form.
+
+        Raises:
+            CheckpointError: a checkpoint's weights or settings are unusable.
+        """
+        with self._lock:
+            if self._defense is None:
+                self._defense = self._build()
+            return self._defense
+
+    def _build(self) -> Defense:
+        classifier, device = self.base.network(), self.base.device
+        assert isinstance(classifier, Classifier)
+        steps = [
+            build_defense(step.name, self.card, classifier, device, step.addon.network() if step.addon else None)
+            for step in self.steps
+        ]
+        if len(steps) == 1:
+            return replace(steps[0], addons=self.addons)
+        chain = Chain([step.purifier for step in steps])
+        return Defense(self.purifier, self.card, classifier, chain, device, self.addons)
+
+
+def _chain_entry(steps: Sequence[Step]) -> PurifierEntry:
+    return PurifierEntry(kind=Chain.KIND, settings={"steps": [step.name for step in steps]})
+
+
+def _merged(base: Loaded, addons: Sequence[AddOn], entries: Mapping[str, PurifierEntry]) -> Card:
+    """The classifier's card with what the add-ons offer and are calibrated to."""
+    card = base.checkpoint.card
+    assert isinstance(card, Card)
+    purifiers, calibration = dict(card.purifiers), dict(card.calibration)
+    for addon in addons:
+        purifiers |= addon.card.purifiers
+        calibration |= addon.card.calibration
+    return card.model_copy(update={"purifiers": {**purifiers, **entries}, "calibration": calibration})
+
+
+def _offers(base: Loaded, everything: Iterable[Loaded]) -> list[Offer]:
+    """What there is for one classifier: its own purifiers, and those of the add-ons that fit it."""
+    card = base.checkpoint.card
+    if not isinstance(card, Card):
+        return []
+    steps = {name: Step(name, entry, entry.default) for name, entry in card.purifiers.items()}
+    for part in everything:
+        addon = part.checkpoint.card
+        if not isinstance(addon, AddOnCard) or not addon.fits(card):
+            continue
+        for name, entry in addon.purifiers.items():
+            if name in steps:
+                raise CheckpointError(
+                    f"{part.checkpoint.folder}: classifier {card.classifier!r} of model {card.model!r} has a purifier "
+                    f"{name!r} already; rename one of them in its card"
+                )
+            steps[name] = Step(name, entry, entry.default and addon.classifier == card.classifier, part)
+    return [Offer(base, [step]) for _, step in sorted(steps.items())]
 
 
 class Catalog:
@@ -177,98 +304,139 @@ class Catalog:
     What a catalog holds never changes; `with_checkpoint` and `without` make another one that shares the networks.
     """
 
-    def __init__(self, checkpoints: Iterable[Checkpoint], device: torch.device | str = "cpu") -> None:
+    def __init__(self, checkpoints: Iterable[Checkpoint | AddOn], device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
-        self._loaded: dict[tuple[str, str], Loaded] = {}
+        loaded: dict[tuple[str, str], Loaded] = {}
         for checkpoint in checkpoints:
-            key = (checkpoint.card.model, checkpoint.card.classifier)
-            if key in self._loaded:
-                first = self._loaded[key].checkpoint.folder
+            one = Loaded(checkpoint, self.device)
+            if one.key in loaded:
+                model, name = one.key
+                first = loaded[one.key].checkpoint.folder
+                raise CheckpointError(f"{first} and {checkpoint.folder} are both {name!r} of model {model!r}")
+            loaded[one.key] = one
+        self._hold(loaded, [])
+        self._check_addons()
+
+    def _hold(self, loaded: dict[tuple[str, str], Loaded], before: Iterable[Offer]) -> None:
+        """Offers of before whose parts are all still here are kept, with what was built of them."""
+        self._loaded, here = loaded, set(loaded.values())
+        kept = {(offer.base, offer.purifier): offer for offer in before if offer.parts <= here}
+        fresh = [offer for _, part in sorted(loaded.items()) for offer in _offers(part, loaded.values())]
+        self._offers = [_same(kept.get((offer.base, offer.purifier)), offer) for offer in fresh]
+        self._chains = {key: offer for key, offer in kept.items() if len(offer.steps) > 1}
+
+    def _check_addons(self) -> None:
+        used = {part for offer in self._offers for part in offer.parts}
+        for loaded in self._loaded.values():
+            card = loaded.checkpoint.card
+            if isinstance(card, AddOnCard) and loaded not in used:
                 raise CheckpointError(
-                    f"{first} and {checkpoint.folder} are both classifier {key[1]!r} of model {key[0]!r}"
+                    f"{loaded.checkpoint.folder}: this add-on protects classifier {card.classifier!r} of model {card.model!r} "
+                    f"with weights {card.classifier_sha256[:12]}..., which none of the folders holds; add the one that does"
                 )
-            self._loaded[key] = Loaded(checkpoint, self.device)
 
     @classmethod
     def open(cls, folders: Sequence[Path] = (ZOO,), device: torch.device | str = "cpu") -> "Catalog":
         """Read every checkpoint below `folders` (each a checkpoint itself, or a folder of checkpoints).
 
         Raises:
-            CheckpointError: a folder holds no checkpoint, or one of them is unusable.
+            CheckpointError: a folder holds no checkpoint, one of them is unusable, or an add-on's classifier is missing.
         """
-        found: list[Checkpoint] = []
+        found: list[Checkpoint | AddOn] = []
         for folder in folders:
             cards = [folder / CARD] if (folder / CARD).exists() else sorted(folder.glob(f"*/{CARD}"))
             if not cards:
                 raise CheckpointError(f"{folder}: no checkpoint here (looked for {CARD} and */{CARD})")
-            found += [Checkpoint.open(card.parent) for card in cards]
+            found += [open_checkpoint(card.parent) for card in cards]
         return cls(found, device)
 
-    def with_checkpoint(self, checkpoint: Checkpoint) -> Self:
-        """This catalog with one checkpoint more, or with another one in the place of that of the same names."""
-        key = (checkpoint.card.model, checkpoint.card.classifier)
-        return self._with({**self._loaded, key: Loaded(checkpoint, self.device)})
+    def with_checkpoint(self, checkpoint: Checkpoint | AddOn) -> Self:
+        """This catalog with one checkpoint more, or with another one in the place of that of the same names.
 
-    def without(self, model: str, classifier: str) -> Self:
+        An add-on that protects the former weights of a classifier stays, but nothing of it is offered.
+
+        Raises:
+            CheckpointError: it offers a purifier that its classifier has already.
+        """
+        added = Loaded(checkpoint, self.device)
+        return self._with({**self._loaded, added.key: added})
+
+    def without(self, model: str, name: str) -> Self:
         """This catalog with one checkpoint less."""
-        return self._with({key: loaded for key, loaded in self._loaded.items() if key != (model, classifier)})
+        return self._with({key: loaded for key, loaded in self._loaded.items() if key != (model, name)})
 
     def _with(self, loaded: dict[tuple[str, str], Loaded]) -> Self:
         made = copy(self)
-        made._loaded = loaded
+        made._hold(loaded, [*self._offers, *list(self._chains.values())])
         return made
 
     def models(self) -> list[str]:
         """The model names, as in ?model=."""
-        return sorted({model for model, _ in self._loaded})
+        return sorted({offer.model for offer in self._offers})
 
     def checkpoints(self) -> list[Loaded]:
-        """What is loaded, sorted by model and classifier."""
+        """What is loaded, sorted by model and name."""
         return [loaded for _, loaded in sorted(self._loaded.items())]
 
-    def find(self, model: str, classifier: str) -> Loaded | None:
+    def find(self, model: str, name: str) -> Loaded | None:
         """The checkpoint of these names, if it is loaded."""
-        return self._loaded.get((model, classifier))
+        return self._loaded.get((model, name))
 
-    def folder(self, model: str, classifier: str) -> Path:
-        """Where a classifier's checkpoint lies."""
-        return self._loaded[model, classifier].checkpoint.folder
+    def folder(self, model: str, name: str) -> Path:
+        """Where a checkpoint lies."""
+        return self._loaded[model, name].checkpoint.folder
 
     def offers(self) -> list[Offer]:
-        """Every combination of model, classifier and purifier."""
-        return [
-            Offer(model, classifier, name, entry, loaded.checkpoint.card, loaded)
-            for (model, classifier), loaded in sorted(self._loaded.items())
-            for name, entry in sorted(loaded.checkpoint.card.purifiers.items())
-        ]
+        """Every combination of model, classifier and purifier; chains are made by `resolve`."""
+        return self._offers
 
     def resolve(self, model: str, purifier: str, classifier: str | None = None) -> Offer:
-        """The combination a request means; without a classifier the one whose card says `default`, else the first.
+        """The combination a request means; without a classifier the one that most steps have as default, else the first.
 
         Raises:
             UnknownName: there is none; the message lists what there is.
         """
-        offers = self.offers()
+        names = _steps(purifier)
+        offers = self._offers
         if model not in self.models():
             raise UnknownName("model", f"unknown model {model!r}; known", self.models())
         known = {offer.purifier for offer in offers}
-        if purifier not in known:
-            raise UnknownName("purifier", f"unknown purifier {purifier!r}; known", known)
+        if unknown := [name for name in names if name not in known]:
+            raise UnknownName("purifier", f"unknown purifier {unknown[0]!r}; known", known)
         of_model = [offer for offer in offers if offer.model == model]
         if classifier is not None:
-            names = {offer.classifier for offer in of_model}
-            if classifier not in names:
-                raise UnknownName("classifier", f"model {model!r} has no classifier {classifier!r}; it has", names)
+            classifiers = {offer.classifier for offer in of_model}
+            if classifier not in classifiers:
+                raise UnknownName(
+                    "classifier", f"model {model!r} has no classifier {classifier!r}; it has", classifiers
+                )
             of_model = [offer for offer in of_model if offer.classifier == classifier]
-        fitting = [offer for offer in of_model if offer.purifier == purifier]
+        fitting = _covering(of_model, names)
         if not fitting:
             where = f"model {model!r}" + (f" with classifier {classifier!r}" if classifier else "")
             offered = {offer.purifier for offer in of_model}
-            raise UnknownName("combination", f"{where} has no purifier {purifier!r}; it has", offered)
-        return next((offer for offer in fitting if offer.entry.default), fitting[0])
+            message = f"{where} has no purifier {purifier!r}{self._pairs(model, names)}; it has"
+            raise UnknownName("combination", message, offered)
+        return self._joined(max(fitting, key=lambda steps: sum(offer.steps[0].default for offer in steps)))
+
+    def _pairs(self, model: str, names: Sequence[str]) -> str:
+        """Which classifiers the purifiers go with, for a message."""
+        found = {
+            name: [offer.classifier for offer in self._offers if (offer.model, offer.purifier) == (model, name)]
+            for name in names
+        }
+        told = [f"{name} goes with {', '.join(classifiers)}" for name, classifiers in found.items() if classifiers]
+        return f" ({'; '.join(told)})" if told else ""
+
+    def _joined(self, offers: Sequence[Offer]) -> Offer:
+        """The chain of single offers on one classifier."""
+        if len(offers) == 1:
+            return offers[0]
+        chain = Offer(offers[0].base, [offer.steps[0] for offer in offers])
+        return self._chains.setdefault((chain.base, chain.purifier), chain)
 
     def defense(self, model: str, purifier: str, classifier: str | None = None) -> Defense:
-        """Resolve and load (once). Safe from several threads.
+        """Resolve and build (once). Safe from several threads.
 
         Raises:
             UnknownName: see `resolve`.
@@ -278,26 +446,62 @@ class Catalog:
 
     def loaded(self, offer: Offer) -> Defense | None:
         """The running form of an offer if it is built already; never waits."""
-        return offer.source.built(offer.purifier)
+        return offer.built()
 
     def load(self, offer: Offer) -> Defense:
         """The running form of an offer, built on first use. Offers of an earlier catalog are built from what that one held."""
-        return offer.source.build(offer.purifier)
+        return offer.build()
 
     def serves(self, defense: Defense) -> bool:
-        """Whether a defense runs on a network of this catalog."""
+        """Whether a defense runs on networks of this catalog."""
         loaded = self.find(defense.card.model, defense.card.classifier)
-        return loaded is not None and loaded.made(defense)
+        addons = [self.find(addon.card.model, addon.card.name) for addon in defense.addons]
+        return (
+            loaded is not None
+            and loaded.made(defense.classifier)
+            and all(one and one.checkpoint is addon for one, addon in zip(addons, defense.addons, strict=True))
+        )
 
 
-def build_defense(name: str, card: Card, classifier: Classifier, device: torch.device | str = "cpu") -> Defense:
-    """Purifier `name` of `card` on a frozen classifier.
+def _same(kept: Offer | None, fresh: Offer) -> Offer:
+    return kept if kept and kept.parts == fresh.parts else fresh
+
+
+def _steps(purifier: str) -> list[str]:
+    """The names in `nrp+aid`.
+
+    Raises:
+        UnknownName: too many of them, one twice, or `none` among others.
+    """
+    names = purifier.split("+")
+    if len(names) > 1 and (len(names) > LONGEST_CHAIN or len(set(names)) < len(names) or "none" in names):
+        rule = f"a chain has up to {LONGEST_CHAIN} different purifiers, without 'none'"
+        raise UnknownName("combination", f"{purifier!r} is no chain: {rule}, such as", ["nrp+aid"])
+    return names
+
+
+def _covering(offers: Sequence[Offer], names: Sequence[str]) -> list[list[Offer]]:
+    """For each classifier that offers all of the purifiers: its offers, in their order."""
+    by_classifier: dict[str, dict[str, Offer]] = {}
+    for offer in offers:
+        by_classifier.setdefault(offer.classifier, {})[offer.purifier] = offer
+    return [[own[name] for name in names] for own in by_classifier.values() if own.keys() >= set(names)]
+
+
+def build_defense(
+    name: str,
+    card: Card,
+    classifier: Classifier,
+    device: torch.device | str = "cpu",
+    network: nn.Module | None = None,
+) -> Defense:
+    """Purifier `name` of `card` on a frozen classifier; `network`: the purifier's own, frozen, where it has one.
 
     Raises:
         CheckpointError: the card's settings don't fit the purifier.
     """
     entry = card.purifiers[name]
-    material = Material(classifier, entry.settings, card.calibration.get(entry.kind, ()))
+    material = Material(classifier, entry.settings, card.calibration.get(entry.kind, ()), network)
     try:
         purifier = build_purifier(entry.kind, material)
     except ValueError as error:

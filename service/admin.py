@@ -1,12 +1,13 @@
 """The admin's own small app: list, load, swap and unload checkpoints. It is never mounted where images are sent to."""
 
 from datetime import datetime
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from fastapi import APIRouter, Depends, FastAPI, Path, Query, Request
 from pydantic import BaseModel, Field
 
 from models.catalog import Loaded
+from models.checkpoint import Card
 from service.app import with_border
 from service.engine import Engine
 from service.errors import HttpProblem
@@ -35,7 +36,8 @@ class CheckpointReply(BaseModel):
     """One checkpoint that is served."""
 
     model: str
-    classifier: str
+    name: str = Field(description="The classifier's, or the add-on's.")
+    part: Literal["classifier", "purifier"] = Field(description="purifier: an add-on, a purifier's own network.")
     folder: str = Field(description="The name of its folder.")
     weights_sha256: str
     purifiers: list[str]
@@ -47,7 +49,8 @@ class CheckpointReply(BaseModel):
         card = loaded.checkpoint.card
         return cls(
             model=card.model,
-            classifier=card.classifier,
+            name=card.name,
+            part="classifier" if isinstance(card, Card) else "purifier",
             folder=loaded.checkpoint.folder.name,
             weights_sha256=card.weights_sha256,
             purifiers=sorted(card.purifiers),
@@ -65,7 +68,7 @@ class LoadReply(BaseModel):
     """What requests get from now on, and what they got before."""
 
     checkpoint: CheckpointReply
-    replaced: CheckpointReply | None = Field(description="What had the same model and classifier; null if nothing had.")
+    replaced: CheckpointReply | None = Field(description="What had the same model and name; null if nothing had.")
 
 
 async def _addressed_locally(request: Request) -> None:
@@ -90,10 +93,10 @@ async def load(request: Request, folder: Folder, sha256: Sha256) -> LoadReply:
     return LoadReply(checkpoint=CheckpointReply.of(new), replaced=CheckpointReply.of(old) if old else None)
 
 
-@router.delete("/{model}/{classifier}", summary="Unload")
-async def unload(request: Request, model: str, classifier: str, sha256: Sha256 | None = None) -> CheckpointReply:
+@router.delete("/{model}/{name}", summary="Unload")
+async def unload(request: Request, model: str, name: str, sha256: Sha256 | None = None) -> CheckpointReply:
     """Requests that were accepted before are still answered. With `sha256` only if these are the weights."""
-    return CheckpointReply.of(await _swaps(request).unload(model, classifier, sha256))
+    return CheckpointReply.of(await _swaps(request).unload(model, name, sha256))
 
 
 def _swaps(request: Request) -> Swaps:

@@ -70,7 +70,7 @@ def metrics(request: Request) -> Response:
 
 
 def _is_default(catalog: Catalog, offer: Offer) -> bool:
-    return catalog.resolve(offer.model, offer.purifier).classifier == offer.classifier
+    return catalog.resolve(offer.model, offer.purifier) is offer
 
 
 def _classifiers(catalog: Catalog, offers: list[Offer]) -> list[ClassifierReply]:

@@ -39,6 +39,7 @@ RESULT = ClassifyReply(
     ),
     seed=0,
     weights_sha256="9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+    addon_sha256=[],
     timings=TimingsReply(decode_ms=0.41, queue_ms=0.06, purify_ms=13.2, batch_size=1),
 )
 

@@ -2,7 +2,7 @@
 
 import gc
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +29,7 @@ class Lane:
     classifier: str
     purifier: str
     weights_sha256: str
+    addon_sha256: tuple[str, ...]
     options: Options
     shape: tuple[int, ...]
     network: Classifier = field(repr=False)
@@ -42,7 +43,7 @@ class Lane:
             ValueError: the purifier can't take the options.
         """
         card = defense.card
-        names = card.model, card.classifier, defense.name, card.weights_sha256
+        names = card.model, card.classifier, defense.name, card.weights_sha256, defense.addon_sha256
         return cls(*names, options, tuple(shape), defense.classifier, defense.with_options(options))
 
     @property
@@ -72,27 +73,34 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What was done to one image and what it shows.
+class Change:
+    """What a purifier did to one image. epsilon is the budget that was chosen; linf and l2 measure the change itself, in
+    [0, 1] units."""
 
-    probabilities is the softmax (K,) after purification, before the same without it, where it was asked for. epsilon is the
-    budget that was chosen; linf and l2 measure the change itself, in [0, 1] units. image is the purified (C, H, W) on the
-    CPU, where it was asked for. purify_ms is the time of the whole batch; classification is in it, because the logits fall
-    out of the purifier's own passes.
-    """
-
-    probabilities: Sequence[float]
-    before: Sequence[float] | None
     epsilon: float
     linf: float
     l2: float
     objective_before: float | None
     objective_after: float | None
-    suspicion: float | None
     forward_passes: int
     backward_passes: int
+
+
+@dataclass(frozen=True)
+class Answer(Change):
+    """What was done to one image and what it shows.
+
+    probabilities is the softmax (K,) after purification, before the same without it, where it was asked for. image is the
+    purified (C, H, W) on the CPU, where it was asked for. purify_ms is the time of the whole batch; classification is in it,
+    because the logits fall out of the purifier's own passes. steps: of a chain, what each of its purifiers did.
+    """
+
+    probabilities: Sequence[float]
+    before: Sequence[float] | None
+    suspicion: float | None
     purify_ms: float
     image: Tensor | None
+    steps: tuple[Change, ...] = ()
 
 
 def run_batch(lane: Lane, works: Sequence[Work], wanted: Wanted | None = None) -> list[Answer | Exception]:
@@ -108,25 +116,39 @@ def run_batch(lane: Lane, works: Sequence[Work], wanted: Wanted | None = None) -
         host = _on_host(purified)
         before = lane.defense.classifier(on_device).cpu() if any(work.want_before for work in works) else None
     purify_ms = 1000 * (time.perf_counter() - started)
-    columns = _columns(host, host.image - images, before)
+    whole = _changes(host, images)
+    starts = [images, *(step.image for step in host.steps)]
+    steps = [_changes(step, start) for step, start in zip(host.steps, starts, strict=False)]
+    shown = {
+        "probabilities": host.logits.softmax(dim=1).tolist(),
+        "before": [None] * len(works) if before is None else before.softmax(dim=1).tolist(),
+    }
     return [
-        _answer(lane.defense, {name: column[i] for name, column in columns.items()}, host.image[i], work, purify_ms)
+        _answer(
+            lane.defense,
+            {**_row(whole, i), **_row(shown, i), "steps": tuple(Change(**_row(step, i)) for step in steps)},
+            host.image[i],
+            work,
+            purify_ms,
+        )
         if finite
         else NotFinite(f"{lane}: not a finite number in the result")
         for i, (work, finite) in enumerate(zip(works, _finite(host), strict=True))
     ]
 
 
-def _columns(host: Purified, change: Tensor, before: Tensor | None) -> dict[str, list[Any]]:
-    """The numbers of all answers, as lists of one entry an image.
+def _row(columns: Mapping[str, list[Any]], i: int) -> dict[str, Any]:
+    return {name: column[i] for name, column in columns.items()}
+
+
+def _changes(host: Purified, start: Tensor) -> dict[str, list[Any]]:
+    """The fields of `Change`, as lists of one entry an image; `start` (N, C, H, W) is what the purifier got.
 
     Computed for the whole batch at once: each operation on a tensor gives Python's lock away, and under load it takes long to
     come back.
     """
-    change, nothing = change.flatten(1), [None] * len(change)
+    change, nothing = (host.image - start).flatten(1), [None] * len(start)
     return {
-        "probabilities": host.logits.softmax(dim=1).tolist(),
-        "before": nothing if before is None else before.softmax(dim=1).tolist(),
         "epsilon": host.epsilon.tolist(),
         "linf": change.abs().amax(dim=1).tolist(),
         "l2": change.square().sum(dim=1).sqrt().tolist(),
@@ -140,6 +162,7 @@ def _columns(host: Purified, change: Tensor, before: Tensor | None) -> dict[str,
 def _on_host(purified: Purified) -> Purified:
     """The same on the CPU; on a GPU this is where we wait for it to finish."""
     return Purified(
+        steps=tuple(_on_host(step) for step in purified.steps),
         image=purified.image.cpu(),
         logits=purified.logits.cpu(),
         epsilon=purified.epsilon.cpu(),

@@ -95,7 +95,7 @@ def _headers(reply: ClassifyReply) -> dict[str, str]:
     facts: dict[str, object] = {
         **{name: getattr(reply, name) for name in ("model", "classifier", "purifier", "seed", "weights_sha256")},
         **{"label": quote(best.label), "label_index": best.index, "probability": best.probability},
-        **vars(reply.purification),
+        **reply.purification.model_dump(exclude={"steps"}),
         **vars(reply.timings),
     }
     return {

@@ -1,7 +1,7 @@
 """What comes and goes as JSON; the texts of the fields are the OpenAPI page."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -9,6 +9,7 @@ from models.catalog import Offer
 from models.checkpoint import InputSpec, Measurement
 from models.purifiers import PurifierInfo
 from service.engine import SEED_LIMIT, Served
+from service.pipeline import Change
 from service.votes import Prediction
 
 
@@ -69,20 +70,37 @@ class PredictionReply(BaseModel):
     votes: int = Field(description="How many of the votes named this class.")
 
 
-class PurificationReply(BaseModel):
-    """What was done to the image."""
+class ChangeReply(BaseModel):
+    """What a purifier did to the image."""
 
     epsilon: float = Field(description="The budget that was chosen for this image, in [0, 1] units; 0: left alone.")
     linf: float = Field(description="The largest change of a value, in [0, 1] units.")
     l2: float = Field(description="The Euclidean length of the change, in [0, 1] units.")
     objective_before: float | None = Field(description="The purifier's own loss on the image as it came.")
     objective_after: float | None = Field(description="The same on the purified image.")
+    forward_passes: int = Field(description="Network evaluations that this image needed.")
+    backward_passes: int = Field(description="Gradients that this image needed.")
+
+    @classmethod
+    def of(cls, change: Change, **more: Any) -> Self:
+        """Shape what was done."""
+        return cls(**{name: getattr(change, name) for name in ChangeReply.model_fields}, **more)
+
+
+class StepReply(ChangeReply):
+    """One purifier of a chain."""
+
+    purifier: str
+
+
+class PurificationReply(ChangeReply):
+    """What was done to the image; of a chain, altogether."""
+
     suspicion: float | None = Field(
         description="Where objective_before falls among clean training images, as a percentile from 0 to 100. High values "
         "point to an attacker who does not know the purifier; one who does can keep it low, so a low value proves nothing."
     )
-    forward_passes: int = Field(description="Network evaluations that this image needed.")
-    backward_passes: int = Field(description="Gradients that this image needed.")
+    steps: list[StepReply] | None = Field(default=None, description="Of a chain: what each of its purifiers did.")
 
 
 class TimingsReply(BaseModel):
@@ -107,14 +125,16 @@ class ClassifyReply(BaseModel):
     )
     purification: PurificationReply = Field(description="Of the first vote, where there were several.")
     seed: int
-    weights_sha256: str = Field(description="Of the checkpoint that answered.")
+    weights_sha256: str = Field(description="Of the classifier that answered.")
+    addon_sha256: list[str] = Field(description="Of the networks that the purifier brought along, in the order of use.")
     timings: TimingsReply
 
     @classmethod
     def of(cls, served: Served, request_id: str) -> "ClassifyReply":
         """Shape an answer."""
         answer = served.answer
-        names = PurificationReply.model_fields
+        names = served.offer.purifier.split("+")
+        steps = [StepReply.of(step, purifier=name) for name, step in zip(names, answer.steps, strict=False)]
         return cls(
             request_id=request_id,
             model=served.offer.model,
@@ -122,9 +142,10 @@ class ClassifyReply(BaseModel):
             purifier=served.offer.purifier,
             predictions=_ranking(served.predictions),
             unpurified=None if served.before is None else _ranking(served.before),
-            purification=PurificationReply(**{name: getattr(answer, name) for name in names}),
+            purification=PurificationReply.of(answer, suspicion=answer.suspicion, steps=steps or None),
             seed=served.seed,
             weights_sha256=served.offer.card.weights_sha256,
+            addon_sha256=list(served.offer.addon_sha256),
             timings=TimingsReply(
                 decode_ms=round(served.decode_ms, 3),
                 queue_ms=round(served.queue_ms, 3),
@@ -189,6 +210,9 @@ class PurifierReply(BaseModel):
     options: list[str] = Field(description="What a request may change of it.")
     random: bool = Field(description="Whether it draws random numbers, so that `seed` and `votes` matter.")
     cost: Cost
+    addon: str | None = Field(
+        description="The add-on that brings its network; null where it needs only the classifier."
+    )
     measured: list[Measurement] = Field(description="Accuracies with this purifier, each with its attack and n.")
 
     @classmethod
@@ -208,7 +232,8 @@ class PurifierReply(BaseModel):
             options=list(info.options),
             random=info.random,
             cost=Cost(forward_passes=info.forward_passes, backward_passes=info.backward_passes),
-            measured=[each for each in offer.card.measured if each.purifier == offer.purifier],
+            addon=offer.addons[0].card.addon if offer.addons else None,
+            measured=offer.measured(),
         )
 
 

@@ -10,7 +10,7 @@ import logging
 from pathlib import Path
 
 from models.catalog import Catalog, Loaded, UnknownName
-from models.checkpoint import CARD, WEIGHTS, Checkpoint, CheckpointError
+from models.checkpoint import CARD, WEIGHTS, AddOn, Checkpoint, CheckpointError, open_checkpoint
 from service import errors
 from service.engine import Engine
 from service.logs import pairs
@@ -34,7 +34,7 @@ class Swaps:
         return self._engine.catalog.checkpoints()
 
     async def load(self, name: str, sha256: str) -> tuple[Loaded, Loaded | None]:
-        """Serve the checkpoint in folder `name`; also what it replaces: that of the same model and classifier.
+        """Serve the checkpoint in folder `name`; also what it replaces: that of the same model and name.
 
         Raises:
             errors.UnknownCheckpoint, errors.CheckpointRefused, errors.Conflict, errors.Unavailable: nothing has changed.
@@ -43,16 +43,19 @@ class Swaps:
             before = self._engine.catalog
             checkpoint = await self._engine.in_thread(lambda: self._read(name, sha256))
             card = checkpoint.card
-            after = before.with_checkpoint(checkpoint)
+            try:
+                after = before.with_checkpoint(checkpoint)
+            except CheckpointError as error:
+                raise errors.CheckpointRefused(str(error)) from error
             self._check_default(after)
-            await self._warm(after, card.model, card.classifier)
-            self._engine.adopt(after)
-            new, old = after.find(card.model, card.classifier), before.find(card.model, card.classifier)
+            new, old = after.find(card.model, card.name), before.find(card.model, card.name)
             assert new is not None
+            await self._warm(after, new)
+            self._engine.adopt(after)
             _note("loaded", new, replaced=old and old.checkpoint.card.weights_sha256)
             return new, old
 
-    async def unload(self, model: str, classifier: str, sha256: str | None = None) -> Loaded:
+    async def unload(self, model: str, name: str, sha256: str | None = None) -> Loaded:
         """Serve it no longer. sha256: only if these are its weights.
 
         Raises:
@@ -60,22 +63,22 @@ class Swaps:
         """
         async with self._one_at_a_time:
             catalog = self._engine.catalog
-            found = catalog.find(model, classifier)
+            found = catalog.find(model, name)
             if found is None:
-                known = [f"{each.checkpoint.card.model}/{each.checkpoint.card.classifier}" for each in self.loaded()]
-                raise errors.UnknownCheckpoint("no such model and classifier are loaded; there are", known)
+                known = ["/".join(each.key) for each in self.loaded()]
+                raise errors.UnknownCheckpoint("no such model and name are loaded; there are", known)
             if sha256 is not None:
-                _check_sum(f"{model}/{classifier}", found.checkpoint, sha256)
-            after = catalog.without(model, classifier)
+                _check_sum(f"{model}/{name}", found.checkpoint, sha256)
+            after = catalog.without(model, name)
             self._check_default(after)
             self._engine.adopt(after)
             _note("unloaded", found)
             return found
 
-    def _read(self, name: str, sha256: str) -> Checkpoint:
+    def _read(self, name: str, sha256: str) -> Checkpoint | AddOn:
         folder = folder_below(self._engine.settings.admin_root, name)
         try:
-            checkpoint = Checkpoint.open(folder)
+            checkpoint = open_checkpoint(folder)
         except CheckpointError as error:
             raise errors.CheckpointRefused(str(error)) from error
         _check_sum(f"folder {name!r}", checkpoint, sha256)
@@ -93,17 +96,20 @@ class Swaps:
                 f"served any more ({error}); load another checkpoint that offers it first"
             ) from error
 
-    async def _warm(self, catalog: Catalog, model: str, classifier: str) -> None:
+    async def _warm(self, catalog: Catalog, new: Loaded) -> None:
         """Every purifier once, on the worker that will run it, while requests still go to what serves now."""
-        for offer in catalog.offers():
-            if (offer.model, offer.classifier) != (model, classifier):
-                continue
+        offers = [offer for offer in catalog.offers() if new in offer.parts]
+        if not offers:
+            raise errors.CheckpointRefused(
+                "this add-on protects a classifier that is not loaded, or not with the weights that it was trained beside"
+            )
+        for offer in offers:
             try:
                 with self._engine.problems():
                     answer = await self._engine.warm(offer)
             except errors.Internal as error:  # no trouble of the device's, so it is the checkpoint's
                 cause = error.__cause__
-                log.warning("refused: %s/%s/%s", model, classifier, offer.purifier, exc_info=cause)
+                log.warning("refused: %s/%s/%s", offer.model, offer.classifier, offer.purifier, exc_info=cause)
                 raise errors.CheckpointRefused(
                     f"purifier {offer.purifier!r} failed on the warm-up image: {type(cause).__name__}: {cause}"
                 ) from error
@@ -131,7 +137,7 @@ def folder_below(root: Path | None, name: str) -> Path:
     return root / name
 
 
-def _check_sum(what: str, checkpoint: Checkpoint, named: str) -> None:
+def _check_sum(what: str, checkpoint: Checkpoint | AddOn, named: str) -> None:
     found = checkpoint.card.weights_sha256
     if found != named:
         raise errors.WrongChecksum(what, found, named)
@@ -139,5 +145,5 @@ def _check_sum(what: str, checkpoint: Checkpoint, named: str) -> None:
 
 def _note(what: str, loaded: Loaded, **facts: object) -> None:
     card = loaded.checkpoint.card
-    names = {"model": card.model, "classifier": card.classifier, "weights_sha256": card.weights_sha256}
+    names = {"model": card.model, "name": card.name, "weights_sha256": card.weights_sha256}
     log.info("checkpoint %s %s", what, pairs(**names, folder=loaded.checkpoint.folder.name, **facts))

@@ -21,7 +21,8 @@ from training.recipe import AddOnRecipe
 class AddOnTrainer(Trainer, Protocol):
     """exported: the network that goes into the checkpoint; one of `networks`' values."""
 
-    exported: nn.Module
+    @property
+    def exported(self) -> nn.Module: ...
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import os
 import platform
 import time
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -219,7 +219,10 @@ class Evaluation:
             "weights_sha256": self.card.weights_sha256,
             "plan": self.plan.name,
             "data": f"{self.plan.data} test images from {self.plan.first} on",
-            "settings": {defense.name: dict(self.card.purifiers[defense.name].settings) for defense in self.defenses},
+            "settings": {
+                defense.name: dict(defense.card.purifiers[defense.name].settings) for defense in self.defenses
+            },
+            **_addons(self.defenses),
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
             "device": str(self.x.device),
         }
@@ -241,6 +244,12 @@ class Evaluation:
                 f"{self.out} holds results of another checkpoint, plan or version; move it away or choose another --out"
             )
         self.cells = cells
+
+
+def _addons(defenses: Sequence[Defense]) -> dict[str, Any]:
+    """The weights of purifiers that bring some, by purifier; nothing where none does."""
+    found = {defense.name: list(defense.addon_sha256) for defense in defenses if defense.addons}
+    return {"addons": found} if found else {}
 
 
 def _applies(defense: Defense, attack: AttackSettings) -> bool:
@@ -269,12 +278,13 @@ def _flagged(defense: Defense, x: Tensor) -> float | None:
     return round(float((objective > percentiles[95]).float().mean()), 4)
 
 
-def measurements(cells: Sequence[Cell], where: str) -> tuple[Measurement, ...]:
-    """The cells as a card's `measured`; `where` names the result file."""
+def measurements(cells: Sequence[Cell], where: str, addons: Mapping[str, Sequence[str]]) -> tuple[Measurement, ...]:
+    """The cells as a card's `measured`; `where` names the result file, `addons` the weights that purifiers bring along."""
     return tuple(
         Measurement(
             attack=cell.attack.name,
             purifier=cell.purifier + (" (oracle)" if cell.oracle else ""),
+            addons=tuple(addons.get(cell.purifier, ())),
             accuracy=cell.accuracy,
             n=cell.n,
             paper=cell.paper,
@@ -284,6 +294,8 @@ def measurements(cells: Sequence[Cell], where: str) -> tuple[Measurement, ...]:
     )
 
 
-def with_measurements(card: Card, cells: Sequence[Cell], where: str) -> Card:
+def with_measurements(
+    card: Card, cells: Sequence[Cell], where: str, addons: Mapping[str, Sequence[str]] | None = None
+) -> Card:
     """`card` with its measured results replaced."""
-    return card.model_copy(update={"measured": measurements(cells, where)})
+    return card.model_copy(update={"measured": measurements(cells, where, addons or {})})

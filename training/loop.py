@@ -21,7 +21,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from training.data import ImageData
 from training.progress import Progress, Report
+from training.recipe import AnyRecipe
 
 
 class TrainingError(Exception):
@@ -34,8 +36,11 @@ class Trainer(Protocol):
     networks, optimizers: all that has state, by name; the loop saves and restores it.
     """
 
-    networks: Mapping[str, nn.Module]
-    optimizers: Mapping[str, torch.optim.Optimizer]
+    @property
+    def networks(self) -> Mapping[str, nn.Module]: ...
+
+    @property
+    def optimizers(self) -> Mapping[str, torch.optim.Optimizer]: ...
 
     def step(self, indices: Tensor, share: float) -> dict[str, Tensor]:
         """Learn from the training images `indices` (B,) when `share` in [0, 1) of the training is done.
@@ -138,6 +143,22 @@ class Loop:
             "images": self.images,
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
         }
+
+
+def check_images(recipe: AnyRecipe, images: ImageData) -> None:
+    """Whether a recipe can be trained on these images.
+
+    Raises:
+        TrainingError: they have another shape, or are fewer than a batch.
+    """
+    found = tuple(images.images.shape[1:])
+    expected = (recipe.input.height, recipe.input.width, recipe.input.channels)
+    if found != expected:
+        raise TrainingError(f"data set {recipe.data!r} has images of {found} (H, W, C); the recipe says {expected}")
+    if len(images) < recipe.batch_size:
+        raise TrainingError(
+            f"data set {recipe.data!r} has {len(images)} images, fewer than one batch of {recipe.batch_size}"
+        )
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

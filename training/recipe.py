@@ -48,7 +48,7 @@ class Schedule(_Frozen):
     warmup: float = Field(default=0.2, gt=0, lt=1, description="one-cycle: share of the training that rises")
 
 
-class _Training(_Frozen):
+class AnyRecipe(_Frozen):
     """What every training has. A comment beside a value in the TOML file says where it comes from."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
@@ -73,7 +73,7 @@ class _Training(_Frozen):
         )
 
 
-class Recipe(_Training):
+class Recipe(AnyRecipe):
     """The training of a classifier."""
 
     architecture: str
@@ -90,7 +90,7 @@ class Recipe(_Training):
     schedule: Schedule
 
 
-class AddOnRecipe(_Training):
+class AddOnRecipe(AnyRecipe):
     """The training of a purifier's own network (an add-on) beside a frozen classifier: `classifier` of `model` in the zoo."""
 
     part: Literal["purifier"]

@@ -65,7 +65,7 @@ def purifiers() -> str:
     rows = ["| purifier | model | classifier | what it does | largest change | passes |", "|---|---|---|---|---|---|"]
     for offer in catalog.offers():
         info = catalog.load(offer).info
-        star = " \\*" if catalog.resolve(offer.model, offer.purifier) == offer else ""
+        star = " \\*" if catalog.resolve(offer.model, offer.purifier) is offer else ""
         change = (
             "" if not info.eps_pfy else f"{255 * info.eps_pfy:.0f}/255" if info.eps_pfy < 0.2 else f"{info.eps_pfy:g}"
         )

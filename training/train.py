@@ -7,13 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.catalog import CHUNK, build_defense
 from models.checkpoint import Card, Checkpoint, save_checkpoint
 from models.classifiers import Classifier, build_classifier, frozen
-from models.purifiers.soap import Soap
 from training.augment import Cropper
+from training.calibrate import calibrate
 from training.data import ImageData, load_data
-from training.loop import Loop, TrainingError, set_rate
+from training.loop import Loop, TrainingError, check_images, set_rate
 from training.progress import Progress
 from training.recipe import Recipe, Schedule
 from training.soap import TASKS
@@ -59,14 +58,7 @@ def train(
 
 
 def _check(recipe: Recipe, images: ImageData) -> None:
-    found = tuple(images.images.shape[1:])
-    expected = (recipe.input.height, recipe.input.width, recipe.input.channels)
-    if found != expected:
-        raise TrainingError(f"data set {recipe.data!r} has images of {found} (H, W, C); the recipe says {expected}")
-    if len(images) < recipe.batch_size:
-        raise TrainingError(
-            f"data set {recipe.data!r} has {len(images)} images, fewer than one batch of {recipe.batch_size}"
-        )
+    check_images(recipe, images)
     if recipe.task == "soap-lc" and recipe.views is None:
         raise TrainingError("task 'soap-lc' needs a [views] table in the recipe")
 
@@ -137,8 +129,11 @@ def export(network: Classifier, recipe: Recipe, images: ImageData, out: Path, pr
             "calibrated_on": f"the first {recipe.calibration_images} training images, unaugmented",
         },
     }
-    fields["calibration"] = calibrate(network, fields, images.floats(0, recipe.calibration_images).cpu())
-    return save_checkpoint(out, network, fields)
+    card = Card.model_validate({**fields, "weights_sha256": "0" * 64})
+    fields["calibration"] = calibrate(card, frozen(network), images.floats(0, recipe.calibration_images).cpu())
+    made = save_checkpoint(out, network, fields)
+    assert isinstance(made, Card)
+    return made
 
 
 def _optimizer(network: Classifier, recipe: Recipe) -> torch.optim.SGD:
@@ -154,23 +149,3 @@ def learning_rate(recipe: Recipe, share: float) -> float:
     if schedule.kind == "step":
         return float(recipe.learning_rate * schedule.factor ** sum(share >= mark for mark in schedule.milestones))
     return recipe.learning_rate * min(share / schedule.warmup, (1 - share) / (1 - schedule.warmup))
-
-
-def calibrate(network: Classifier, fields: dict[str, Any], images: Tensor) -> dict[str, tuple[float, ...]]:
-    """The percentiles 0 to 100 of each offered purifier kind's objective on clean images (N, C, H, W) in [0, 1]."""
-    card = Card.model_validate({**fields, "weights_sha256": "0" * 64})
-    # Without thresholds: the percentiles they need are what is being computed.
-    bare = {
-        name: entry.model_copy(update={"settings": {k: v for k, v in entry.settings.items() if k != "skip_percentile"}})
-        for name, entry in card.purifiers.items()
-    }
-    network, found = frozen(network), {}
-    for name, entry in bare.items():
-        purifier = build_defense(name, card.model_copy(update={"purifiers": bare}), network).purifier
-        if not isinstance(purifier, Soap) or entry.kind in found:
-            continue
-        with torch.no_grad():
-            objective = torch.cat([purifier.objective(part) for part in images.split(CHUNK)])
-        percentiles = torch.quantile(objective.double(), torch.linspace(0, 1, 101, dtype=torch.float64))
-        found[entry.kind] = tuple(float(f"{value:.6g}") for value in percentiles.tolist())
-    return found

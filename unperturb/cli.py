@@ -69,13 +69,13 @@ def models(zoo: Zoo = None, as_json: Json = False) -> None:
 
 def _row(catalog: Catalog, offer: Offer) -> dict[str, Any]:
     info = catalog.load(offer).info
-    measured = {m.attack: m.accuracy for m in offer.card.measured if m.purifier == offer.purifier}
+    measured = {m.attack: m.accuracy for m in offer.measured()}
     adaptive = [measured[name] for name in ("two-view", "bpda") if name in measured]
     return {
         "model": offer.model,
         "purifier": offer.purifier,
         "classifier": offer.classifier,
-        "default": offer.entry.default,
+        "default": catalog.resolve(offer.model, offer.purifier) is offer,
         "note": offer.entry.note or info.summary,
         "eps_pfy": info.eps_pfy,
         "forward_passes": info.forward_passes,

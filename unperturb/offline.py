@@ -10,7 +10,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from models.checkpoint import write_card
+from models.catalog import ZOO
+from models.checkpoint import AddOnCard, Card, Checkpoint, write_card
 from unperturb.options import Data, Device, Json, Model, Threads, Zoo, open_catalog
 
 if TYPE_CHECKING:
@@ -35,28 +36,39 @@ def train(
     seed: Annotated[int | None, typer.Option(min=0, help="Instead of the recipe's.")] = None,
     threads: Threads = None,
     device: Device = "cpu",
+    zoo: Zoo = None,
     restart: Annotated[bool, typer.Option("--restart", help="Throw an earlier training in --out away.")] = False,
     as_json: Json = False,
 ) -> None:
     """Train a classifier with its purifiers from a recipe; the same command continues an interrupted training."""
-    from training import train as training
+    from training.loop import TrainingError
     from training.loop import threads as limited
-    from training.recipe import load_recipe
+    from training.recipe import Recipe, load_recipe
+    from training.train import train as train_classifier
+    from training.train_addon import train_addon
 
     if recipe is None:
         return _list_recipes(as_json)
     changes: dict[str, Any] = {key: value for key, value in (("epochs", epochs), ("seed", seed)) if value is not None}
     chosen = load_recipe(recipe, changes)
     folder = out or Path("runs") / chosen.name
+    wishes: dict[str, Any] = {"out": folder, "data": data, "download": download, "restart": restart, "device": device}
+    card: Card | AddOnCard
     with limited(threads):
-        card = training.train(
-            chosen, out=folder, data=data, start=start, download=download, restart=restart, device=device
-        )
+        if isinstance(chosen, Recipe):
+            card = train_classifier(chosen, start=start, **wishes)
+        elif start is not None:
+            raise TrainingError(f"--from is for classifiers; recipe {chosen.name!r} trains an add-on")
+        else:
+            card = train_addon(chosen, catalog=open_catalog(zoo), **wishes)
     if as_json:
-        typer.echo(card.model_dump_json(indent=1))
-    else:
-        typer.echo(f"checkpoint in {folder}\nserve it:   unperturb serve --zoo {folder}")
-        typer.echo(f"measure it: unperturb evaluate {card.classifier} --model {card.model} --zoo {folder}")
+        return typer.echo(card.model_dump_json(indent=1))
+    # An add-on is of no use without its classifier.
+    where = (
+        f"--zoo {folder}" if isinstance(card, Card) else " ".join(f"--zoo {one}" for one in (*(zoo or [ZOO]), folder))
+    )
+    typer.echo(f"checkpoint in {folder}\nserve it:   unperturb serve {where}")
+    typer.echo(f"measure it: unperturb evaluate {card.classifier} --model {card.model} {where}")
 
 
 def _list_recipes(as_json: bool) -> None:
@@ -111,8 +123,9 @@ def evaluate(
             purifiers=purifier, attacks=attack, oracle=not variants
         )
     if card:
-        changed = evaluation.with_measurements(defenses[0].card, cells, file.name)
-        write_card(catalog.folder(model, classifier), changed)
+        folder = catalog.folder(model, classifier)
+        addons = {defense.name: defense.addon_sha256 for defense in defenses}
+        write_card(folder, evaluation.with_measurements(Checkpoint.open(folder).card, cells, file.name, addons))
     if as_json:
         typer.echo(json.dumps([cell.model_dump(mode="json") for cell in cells], indent=1))
     else:
@@ -158,10 +171,12 @@ def convert(
     """Turn foreign weights into a checkpoint: weights only, every key that can't be placed is reported."""
     from models.convert import convert as place
     from training.data import load_data
-    from training.recipe import load_recipe
+    from training.recipe import Recipe, RecipeError, load_recipe
     from training.train import export
 
     chosen = load_recipe(recipe)
+    if not isinstance(chosen, Recipe):
+        raise RecipeError(f"recipe {recipe!r} is an add-on's; convert needs a classifier's")
     names = tomllib.loads(rename.read_text(encoding="utf-8")) if rename else None
     done = place(file, chosen.architecture, dict(chosen.arguments), names, allow_partial=allow_partial)
     typer.echo(f"placed {len(done.placed)} tensors")

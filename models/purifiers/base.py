@@ -66,6 +66,7 @@ class Purified:
     image: (N, C, H, W) in [0, 1]. logits: (N, K), how the purifier's classifier reads the purified image.
     epsilon: (N,), the budget chosen, in [0, 1] units. objective_before / objective_after: (N,), the purifier's own loss on
     the incoming and on the purified image; None for a purifier without one. forward_passes / backward_passes: (N,) int64.
+    steps: of a chain, what each of its purifiers did.
     """
 
     image: Tensor
@@ -75,6 +76,7 @@ class Purified:
     objective_after: Tensor | None
     forward_passes: Tensor
     backward_passes: Tensor
+    steps: tuple["Purified", ...] = ()
 
 
 class Purifier(Protocol):

@@ -72,7 +72,10 @@ def test_models_and_offers_are_sorted(catalog: Catalog) -> None:
         (("mnist", "magic"), "unknown purifier 'magic'; known: none, quick, soap-dr"),
         (("mnist", "none", "z"), "model 'mnist' has no classifier 'z'; it has: a, b"),
         (("mnist", "quick"), "model 'mnist' has no purifier 'quick'; it has: none, soap-dr"),
-        (("mnist", "soap-dr", "a"), "model 'mnist' with classifier 'a' has no purifier 'soap-dr'; it has: none"),
+        (
+            ("mnist", "soap-dr", "a"),
+            "model 'mnist' with classifier 'a' has no purifier 'soap-dr' (soap-dr goes with b); it has: none",
+        ),
     ],
 )
 def test_an_unknown_name_is_answered_with_what_there_is(catalog: Catalog, names: tuple[str, ...], message: str) -> None:
@@ -93,7 +96,7 @@ def test_a_folder_without_a_checkpoint_is_named(tmp_path: Path) -> None:
 def test_two_folders_of_one_name_are_refused(save, tmp_path: Path) -> None:
     save("one")
     save("two")
-    with pytest.raises(CheckpointError, match=r"one and .*two are both classifier 'fcn' of model 'mnist'"):
+    with pytest.raises(CheckpointError, match=r"one and .*two are both 'fcn' of model 'mnist'"):
         Catalog.open([tmp_path])
 
 

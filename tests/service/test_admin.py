@@ -46,7 +46,7 @@ class Admin:
 
     def loaded(self) -> dict[tuple[str, str], dict[str, Any]]:
         found = self.request("GET", "/checkpoints").json()["checkpoints"]
-        return {(each["model"], each["classifier"]): each for each in found}
+        return {(each["model"], each["name"]): each for each in found}
 
 
 @pytest.fixture
@@ -393,7 +393,7 @@ def test_without_a_root_nothing_is_loaded(run: Any, catalog: Catalog) -> None:
 
 def test_unloaded_is_not_served_any_more(start: Any, fresh: Catalog, png: Any) -> None:
     api, admin = start(fresh)
-    assert admin.unload("mnist", "fcn").json()["classifier"] == "fcn"
+    assert admin.unload("mnist", "fcn").json()["name"] == "fcn"
     assert set(admin.loaded()) == {("cifar10", "plain"), TOY}
     reply = api.post("/classify?model=mnist&purifier=none", content=png()).json()
     assert (reply["code"], reply["known"]) == ("unknown-model", ["cifar10"])

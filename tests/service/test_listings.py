@@ -19,7 +19,10 @@ def test_purifiers_tell_what_they_are_and_cost(api: Any) -> None:
     assert "Shi" in lc["paper"]
     assert lc["settings"]["selection"] == "best-iterate"
     assert lc["measured"] == [
-        {"attack": "none", "purifier": "soap-lc", "accuracy": 0.1, "n": 10, "paper": None, "detail": "untrained"}
+        {
+            **{"attack": "none", "purifier": "soap-lc", "addons": [], "accuracy": 0.1, "n": 10},
+            **{"paper": None, "detail": "untrained"},
+        }
     ]
 
 

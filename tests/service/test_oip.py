@@ -7,7 +7,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -91,8 +91,9 @@ def test_metadata_are_those_of_the_classifier_that_answers(
     api: Any, catalog: Catalog, versions: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def shrunk(offer: Offer) -> Offer:
-        small = offer.card.input.model_copy(update={"height": 16})
-        return replace(offer, card=offer.card.model_copy(update={"input": small}))
+        small, made = offer.card.input.model_copy(update={"height": 16}), copy(offer)
+        made.card = offer.card.model_copy(update={"input": small})
+        return made
 
     offers = [shrunk(offer) if offer.classifier == "plain" else offer for offer in catalog.offers()]
     monkeypatch.setattr(catalog, "offers", lambda: offers)
@@ -296,7 +297,10 @@ def test_version_pins_the_classifier(api: Any, png: Png, versions: dict[str, str
         ({"seed": -1}, "seed: Input should be greater than or equal to 0"),
         ({"purifier": "soup"}, "unknown purifier 'soup'; known: none, soap-dr, soap-lc, soap-lc-random, soap-rp"),
         ({"classifier": "vit"}, "model 'cifar10' has no classifier 'vit'; it has: plain, toy"),
-        ({"classifier": "plain"}, "model 'cifar10' with classifier 'plain' has no purifier 'soap-lc'; it has: none"),
+        (
+            {"classifier": "plain"},
+            "model 'cifar10' with classifier 'plain' has no purifier 'soap-lc' (soap-lc goes with toy); it has: none",
+        ),
         ({"model": "mnist"}, "model: 'mnist', but the path says 'cifar10'; leave it out"),
     ],
 )
