@@ -10,6 +10,7 @@ An adaptive attack succeeds on an image if *any* iterate that it checked is misc
 picks the best one. Budgets are l_inf, in [0, 1] units.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -107,8 +108,23 @@ class Survived:
     image: Tensor
 
 
-def two_view(defense: Defense, x: Tensor, y: Tensor, settings: AttackSettings, every: int = 20) -> Survived:
+def draws(defense: Defense, settings: AttackSettings, first: int, count: int, draw: int = 0) -> list[int] | None:
+    """Seeds of `count` images from the data set's `first` on, for the `draw`-th time; None where the purifier needs none.
+
+    They follow from the attack's seed and the image alone. The attacker does not know those that the service will draw:
+    every look at the defence has fresh ones.
+    """
+    if not defense.info.random:
+        return None
+    return [((settings.seed * 1_000_003 + first + i) * 10_007 + draw) % 2**53 for i in range(count)]
+
+
+def two_view(
+    defense: Defense, x: Tensor, y: Tensor, settings: AttackSettings, first: int = 0, every: int = 20
+) -> Survived:
     """Ascend the summed cross entropy of all views; check the whole defence at every `every`-th iterate.
+
+    first: see `static`.
 
     Raises:
         ValueError: the purifier compares no views.
@@ -125,23 +141,29 @@ def two_view(defense: Defense, x: Tensor, y: Tensor, settings: AttackSettings, e
 
     def check(step: int, image: Tensor) -> None:
         if step % every == 0 or step == settings.steps:
-            right.logical_and_(defense.purify(image).logits.argmax(1) == y)
+            found = defense.purify(image, draws(defense, settings, first, len(x), step))
+            right.logical_and_(found.logits.argmax(1) == y)
 
     return Survived(right, ascend(loss, x, settings, on_step=check))
 
 
-def bpda(defense: Defense, x: Tensor, y: Tensor, settings: AttackSettings) -> Survived:
-    """Ascend the cross entropy at the purified point; check the whole defence at every iterate."""
+def bpda(defense: Defense, x: Tensor, y: Tensor, settings: AttackSettings, first: int = 0) -> Survived:
+    """Ascend the cross entropy at the purified point; check the whole defence at every iterate. first: see `static`."""
     right = torch.ones(len(x), dtype=torch.bool, device=x.device)
+    looks = itertools.count()
+
+    def purified(image: Tensor) -> Tensor:
+        found = defense.purify(image, draws(defense, settings, first, len(x), next(looks)))
+        right.logical_and_(found.logits.argmax(1) == y)
+        return found.image
 
     def loss(image: Tensor) -> Tensor:
-        purified = defense.purify(image.detach())
-        right.logical_and_(purified.logits.argmax(1) == y)
-        through = image + (purified.image - image).detach()  # forward: the purified image; backward: the identity
-        return F.cross_entropy(defense.logits(through), y, reduction="none")
+        shift = (purified(image.detach()) - image).detach()  # forward: the purified image; backward: the identity
+        return F.cross_entropy(defense.logits(image + shift), y, reduction="none")
 
     last = ascend(loss, x, settings)
-    return Survived(right & (defense.purify(last).logits.argmax(1) == y), last)
+    purified(last)
+    return Survived(right, last)
 
 
 def in_chunks(x: Tensor, y: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:

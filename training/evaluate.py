@@ -164,7 +164,9 @@ class Evaluation:
             any_right = None
         else:
             incoming = self._attacked(defense, attack)
-            right, any_right = _right(defense, incoming, y, oracle)
+            right, any_right = _right(
+                defense, incoming, y, oracle, attacking.draws(defense, attack, self.plan.first, n)
+            )
         seconds = time.perf_counter() - started
         self._add(defense, attack, right, seconds, flagged=_flagged(defense, incoming))
         if any_right is not None:
@@ -183,7 +185,10 @@ class Evaluation:
 
     def _adaptive(self, defense: Defense, attack: AttackSettings, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         one = attacking.two_view if attack.mode == "two-view" else attacking.bpda
-        found = [one(defense, part, labels, attack) for _, part, labels in attacking.in_chunks(x, y)]
+        found = [
+            one(defense, part, labels, attack, self.plan.first + first)
+            for first, part, labels in attacking.in_chunks(x, y)
+        ]
         return torch.cat([each.right for each in found]), torch.cat([each.image for each in found])
 
     def _add(
@@ -253,17 +258,22 @@ def _addons(defenses: Sequence[Defense]) -> dict[str, Any]:
 
 
 def _applies(defense: Defense, attack: AttackSettings) -> bool:
-    """The adaptive attacks need a purifier to adapt to."""
-    return attack.mode in ("none", "static") or defense.info.objective is not None
+    """The adaptive attacks need a purifier to adapt to, or its views."""
+    if attack.mode == "two-view":
+        return hasattr(defense.purifier, "view_logits")
+    return attack.mode != "bpda" or defense.info.kind != "none"
 
 
-def _right(defense: Defense, x: Tensor, y: Tensor, oracle: bool) -> tuple[Tensor, Tensor | None]:
+def _right(
+    defense: Defense, x: Tensor, y: Tensor, oracle: bool, seeds: Sequence[int] | None
+) -> tuple[Tensor, Tensor | None]:
     """(N,) bool: right as served; and, where the purifier chooses from candidates, right under any of them."""
     if not oracle or not isinstance(defense.purifier, Soap):
-        return defense.purify(x).logits.argmax(1) == y, None
+        return defense.purify(x, seeds).logits.argmax(1) == y, None
     right, any_right = [], []
-    for _, part, labels in attacking.in_chunks(x, y):
-        purified, candidates = defense.purifier.purify_with_candidates(part)
+    for first, part, labels in attacking.in_chunks(x, y):
+        own = seeds and seeds[first : first + len(part)]
+        purified, candidates = defense.purifier.purify_with_candidates(part, own)
         right.append(purified.logits.argmax(1) == labels)
         any_right.append((torch.stack(candidates).argmax(2) == labels).any(0))
     return torch.cat(right), torch.cat(any_right)

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -118,6 +120,29 @@ def test_two_view_breaks_on_any_checked_iterate():
 def test_two_view_needs_a_purifier_with_views():
     with pytest.raises(ValueError, match="compares no views"):
         two_view(defense(), images(0.5), torch.ones(3, dtype=torch.long), PGD)
+
+
+class Noisy(Shift):
+    """Needs seeds, and keeps them."""
+
+    def __init__(self, inner):
+        super().__init__(inner)
+        self.info, self.seen = replace(inner.info, random=True), []
+
+    def purify(self, x, seeds=None, wanted=None):
+        self.seen.append(tuple(seeds))
+        return super().purify(x)
+
+
+@pytest.mark.parametrize("attack", [bpda, two_view])
+def test_every_look_at_a_random_defense_has_fresh_seeds_that_belong_to_the_image(attack):
+    seen = []
+    for first, count in ((4, 3), (5, 1)):
+        noisy = replace(shifted(), purifier=Noisy(defense().purifier))
+        attack(noisy, images(0.7, count), torch.ones(count, dtype=torch.long), PGD, first)
+        seen.append(noisy.purifier.seen)
+    assert len(set(seen[0])) == len(seen[0]) > 0
+    assert [seeds[1] for seeds in seen[0]] == [seeds[0] for seeds in seen[1]]
 
 
 def test_settings_describe_themselves():
