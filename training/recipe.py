@@ -2,15 +2,17 @@
 
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from models.checkpoint import InputSpec, PurifierEntry
 
 RECIPES = Path(__file__).parent / "recipes"
 
-Task = Literal["natural", "soap-dr", "soap-rp", "soap-lc"]
+Task = Literal["natural", "soap-dr", "soap-rp", "soap-lc", "fgsm-at"]
+
+ADVERSARIAL: tuple[Task, ...] = ("fgsm-at",)
 
 
 class RecipeError(Exception):
@@ -37,6 +39,14 @@ class Views(_Frozen):
     zoom_2: tuple[int, int] = Field(description="the same for view 2")
     flip: float = Field(default=0.0, ge=0, le=1, description="chance of mirroring a view, beside the augmentation's")
     independent: bool = Field(default=True, description="draw the augmentation (window, mirror) anew for each view")
+
+
+class Attack(_Frozen):
+    """What an adversarial training trains against: sign ascent in an l_inf ball, in [0, 1] units (training/robust.py)."""
+
+    epsilon: float = Field(gt=0, le=1, description="radius of the ball")
+    step_size: float = Field(gt=0, le=1)
+    steps: int = Field(ge=1)
 
 
 class Schedule(_Frozen):
@@ -66,6 +76,7 @@ class Recipe(_Frozen):
     )
     augmentation: Augmentation = Augmentation()
     views: Views | None = None
+    attack: Attack | None = None
     epochs: int = Field(ge=1)
     batch_size: int = Field(ge=2)
     learning_rate: float = Field(gt=0)
@@ -77,6 +88,15 @@ class Recipe(_Frozen):
     seed: int = 0
     calibration_images: int = Field(default=2000, ge=100, description="first training images, unaugmented")
     purifiers: dict[str, PurifierEntry]
+
+    @model_validator(mode="after")
+    def _attack_fits_task(self) -> Self:
+        if (self.attack is not None) != (self.task in ADVERSARIAL):
+            verb = "has no use for" if self.attack else "needs"
+            raise ValueError(f"task {self.task!r} {verb} an [attack] table")
+        if self.attack and self.task == "fgsm-at" and self.attack.steps != 1:
+            raise ValueError(f"task 'fgsm-at' takes one step, not {self.attack.steps}")
+        return self
 
     def shaping(self) -> dict[str, Any]:
         """The fields that shape the weights; what only the card holds may change after training."""

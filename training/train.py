@@ -28,7 +28,8 @@ from training.augment import Cropper
 from training.data import ImageData, load_data
 from training.progress import Progress
 from training.recipe import Recipe, Schedule
-from training.soap import TASKS
+from training.robust import robust_accuracy
+from training.tasks import TASKS
 
 
 class TrainingError(Exception):
@@ -128,11 +129,11 @@ class _Run:
             report(self.epoch, step + 1, loss=float(sums[0]) / (step + 1), accuracy=float(sums[2]) / seen)
         if not torch.isfinite(sums).all():
             raise TrainingError(f"loss is no longer finite in epoch {self.epoch}; lower learning_rate and start anew")
+        values = {"loss": float(sums[0]) / self.steps, "auxiliary": float(sums[1]) / self.steps}
+        values |= {"accuracy": float(sums[2]) / seen, **robust_accuracy(self.network, recipe, self.images)}
         self.epoch += 1
         self.seconds += time.perf_counter() - started
-        self._log(
-            loss=float(sums[0]) / self.steps, auxiliary=float(sums[1]) / self.steps, accuracy=float(sums[2]) / seen
-        )
+        self._log(**values)
         self._save()
 
     def _batches(self) -> Iterator[Tensor]:
