@@ -10,9 +10,15 @@ from models.checkpoint import InputSpec, PurifierEntry
 
 RECIPES = Path(__file__).parent / "recipes"
 
-Task = Literal["natural", "soap-dr", "soap-rp", "soap-lc", "fgsm-at"]
+Task = Literal["natural", "soap-dr", "soap-rp", "soap-lc", "fgsm-at", "pgd-at", "trades", "avmixup"]
 
-ADVERSARIAL: tuple[Task, ...] = ("fgsm-at",)
+# The adversarial trainings, and what each needs to know beside the attack's ball and steps.
+ADVERSARIAL: dict[Task, set[str]] = {
+    "fgsm-at": set(),
+    "pgd-at": set(),
+    "trades": {"beta"},
+    "avmixup": {"gamma", "lambda_1", "lambda_2"},
+}
 
 
 class RecipeError(Exception):
@@ -47,6 +53,16 @@ class Attack(_Frozen):
     epsilon: float = Field(gt=0, le=1, description="radius of the ball")
     step_size: float = Field(gt=0, le=1)
     steps: int = Field(ge=1)
+    beta: float | None = Field(
+        default=None, ge=0, description="trades: weight of the divergence, 1/lambda in the paper"
+    )
+    gamma: float | None = Field(default=None, ge=1, description="avmixup: the vertex lies so many perturbations away")
+    lambda_1: float | None = Field(default=None, ge=0, le=1, description="avmixup: label weight of the clean image")
+    lambda_2: float | None = Field(default=None, ge=0, le=1, description="avmixup: label weight of the vertex")
+
+    def own(self) -> set[str]:
+        """The fields given that only some of the tasks know."""
+        return {name for name in ("beta", "gamma", "lambda_1", "lambda_2") if getattr(self, name) is not None}
 
 
 class Schedule(_Frozen):
@@ -94,6 +110,11 @@ class Recipe(_Frozen):
         if (self.attack is not None) != (self.task in ADVERSARIAL):
             verb = "has no use for" if self.attack else "needs"
             raise ValueError(f"task {self.task!r} {verb} an [attack] table")
+        if self.attack and self.attack.own() != ADVERSARIAL[self.task]:
+            needed, given = (
+                ", ".join(sorted(names)) or "none" for names in (ADVERSARIAL[self.task], self.attack.own())
+            )
+            raise ValueError(f"task {self.task!r} takes of the special fields of [attack]: {needed}; given: {given}")
         if self.attack and self.task == "fgsm-at" and self.attack.steps != 1:
             raise ValueError(f"task 'fgsm-at' takes one step, not {self.attack.steps}")
         return self

@@ -20,4 +20,7 @@ TASKS: dict[Task, Callable[[Classifier, Recipe, Cropper, Tensor, Tensor], Losses
     "soap-rp": soap.soap_rp,
     "soap-lc": soap.soap_lc,
     "fgsm-at": robust.adversarial,
+    "pgd-at": robust.adversarial,
+    "trades": robust.trades,
+    "avmixup": robust.avmixup,
 }
