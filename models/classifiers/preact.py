@@ -37,8 +37,8 @@ class PreActBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         active = F.relu(self.norm(x))
-        skipped: Tensor = x if self.shortcut is None else self.shortcut(active)
-        return skipped + self.body(active)
+        added: Tensor = self.body(active)
+        return added + (x if self.shortcut is None else self.shortcut(active))
 
 
 def _stages(channels: Sequence[int], blocks: int, dropout: float = 0.0) -> list[nn.Module]:

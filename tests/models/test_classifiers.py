@@ -216,6 +216,12 @@ def test_a_block_that_keeps_the_shape_adds_to_its_input_untouched() -> None:
     assert torch.equal(block(x), x)
 
 
+def test_a_block_sees_only_what_its_norm_lets_through() -> None:
+    block = PreActBlock(4, 8, 2).eval()
+    nn.init.constant_(block.norm.bias, -100.0)
+    assert torch.equal(block(torch.randn(1, 4, 8, 8)), block(torch.randn(1, 4, 8, 8)))
+
+
 def test_vgg_blocks_are_layers_of_the_encoder_each_half_as_large() -> None:
     x, sides = images((3, 32, 32)), []
     for block in list(build_classifier("vgg19").encoder)[:-1]:
