@@ -17,7 +17,7 @@ What the papers leave open, and what we chose:
 - The adversarial vertex is clipped to [0, 1], as every image here.
 
 Training against one step can collapse within an epoch: the network learns to mask that step, and any longer attack breaks it
-("catastrophic overfitting", Wong et al. Sec. 5.4). `robust_accuracy` puts a number into each epoch's log that shows it.
+("catastrophic overfitting", Wong et al.). `robust_accuracy` puts a number into each epoch's log that shows it.
 """
 
 from collections.abc import Callable
@@ -45,14 +45,14 @@ def adversarial(network: Classifier, recipe: Recipe, crop: Cropper, indices: Ten
 
 
 def trades(network: Classifier, recipe: Recipe, crop: Cropper, indices: Tensor, labels: Tensor) -> Losses:
-    """Cross entropy of the clean images plus beta times KL(p(x) || p(x_adv)), whose ascent makes x_adv (Alg. 1)."""
+    """Cross entropy of the clean images plus beta times KL(p(x) || p(x_adv)), whose ascent makes x_adv, Alg. 1."""
     attack = recipe.attack
     assert attack is not None
     assert attack.beta is not None
     x = crop(indices)
     network.eval()
     clean = network(x).detach()
-    x_adv = attacked(lambda image: divergence(clean, network(image)), x, attack, 0.001 * torch.randn_like(x))  # l. 5
+    x_adv = attacked(lambda image: divergence(clean, network(image)), x, attack, 0.001 * torch.randn_like(x))
     network.train()
     logits = network(x)
     return joint(logits, labels, divergence(logits, network(x_adv)).mean(), attack.beta)
@@ -78,7 +78,7 @@ def avmixup(network: Classifier, recipe: Recipe, crop: Cropper, indices: Tensor,
 
 
 def vertex(x: Tensor, x_adv: Tensor, gamma: float) -> Tensor:
-    """The adversarial vertex x + gamma (x_adv - x), Lee et al. Def. 2, in [0, 1]. (N, C, H, W), (N, C, H, W) -> the same."""
+    """The adversarial vertex x + gamma (x_adv - x), Lee et al., in [0, 1]. (N, C, H, W), (N, C, H, W) -> the same."""
     return (x + gamma * (x_adv - x)).clamp(0, 1)
 
 
