@@ -13,7 +13,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -65,13 +65,13 @@ class Loop:
         self.state_file = out / "state.pt"
         self.epoch, self.seconds, self.commit = 0, 0.0, _commit()
 
-    def run(self, name: str, progress: Progress) -> None:
-        """What is left of the training."""
+    def run(self, name: str, progress: Progress, watch: Callable[[], Mapping[str, float]] = dict) -> None:
+        """What is left of the training. `watch` is measured after each epoch, for the log."""
         with progress.training(name, self.epochs, self.steps, self.epoch) as report:
             while self.epoch < self.epochs:
-                self._epoch(report)
+                self._epoch(report, watch)
 
-    def _epoch(self, report: Report) -> None:
+    def _epoch(self, report: Report, watch: Callable[[], Mapping[str, float]]) -> None:
         """One pass over the data, then the state on disk."""
         started = time.perf_counter()
         torch.manual_seed(self.seed * 1_000_003 + self.epoch)
@@ -85,9 +85,10 @@ class Loop:
             report(self.epoch, step + 1, **{name: total / (step + 1) for name, total in sums.items()})
         if not all(math.isfinite(total) for total in sums.values()):
             raise TrainingError(f"loss is no longer finite in epoch {self.epoch}; lower learning_rate and start anew")
+        watched = watch()
         self.epoch += 1
         self.seconds += time.perf_counter() - started
-        self._log({name: total / self.steps for name, total in sums.items()})
+        self._log({**{name: total / self.steps for name, total in sums.items()}, **watched})
         self._save()
 
     def _batches(self) -> Iterator[Tensor]:

@@ -2,15 +2,23 @@
 
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from models.checkpoint import InputSpec, PurifierEntry
 
 RECIPES = Path(__file__).parent / "recipes"
 
-Task = Literal["natural", "soap-dr", "soap-rp", "soap-lc"]
+Task = Literal["natural", "soap-dr", "soap-rp", "soap-lc", "fgsm-at", "pgd-at", "trades", "avmixup"]
+
+# The adversarial trainings, and what each needs to know beside the attack's ball and steps.
+ADVERSARIAL: dict[Task, set[str]] = {
+    "fgsm-at": set(),
+    "pgd-at": set(),
+    "trades": {"beta"},
+    "avmixup": {"gamma", "lambda_1", "lambda_2"},
+}
 
 
 class RecipeError(Exception):
@@ -37,6 +45,24 @@ class Views(_Frozen):
     zoom_2: tuple[int, int] = Field(description="the same for view 2")
     flip: float = Field(default=0.0, ge=0, le=1, description="chance of mirroring a view, beside the augmentation's")
     independent: bool = Field(default=True, description="draw the augmentation (window, mirror) anew for each view")
+
+
+class Attack(_Frozen):
+    """What an adversarial training trains against: sign ascent in an l_inf ball, in [0, 1] units (training/robust.py)."""
+
+    epsilon: float = Field(gt=0, le=1, description="radius of the ball")
+    step_size: float = Field(gt=0, le=1)
+    steps: int = Field(ge=1)
+    beta: float | None = Field(
+        default=None, ge=0, description="trades: weight of the divergence, 1/lambda in the paper"
+    )
+    gamma: float | None = Field(default=None, ge=1, description="avmixup: the vertex lies so many perturbations away")
+    lambda_1: float | None = Field(default=None, ge=0, le=1, description="avmixup: label weight of the clean image")
+    lambda_2: float | None = Field(default=None, ge=0, le=1, description="avmixup: label weight of the vertex")
+
+    def own(self) -> set[str]:
+        """The fields given that only some of the tasks know."""
+        return {name for name in ("beta", "gamma", "lambda_1", "lambda_2") if getattr(self, name) is not None}
 
 
 class Schedule(_Frozen):
@@ -83,11 +109,26 @@ class Recipe(AnyRecipe):
         default=0.0, ge=0, le=1, description="sigma of the Gaussian noise on training images, [0, 1] units"
     )
     views: Views | None = None
+    attack: Attack | None = None
     learning_rate: float = Field(gt=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     nesterov: bool = False
     weight_decay: float = Field(default=0.0, ge=0, description="on weights, not on biases and norms")
     schedule: Schedule
+
+    @model_validator(mode="after")
+    def _attack_fits_task(self) -> Self:
+        if (self.attack is not None) != (self.task in ADVERSARIAL):
+            verb = "has no use for" if self.attack else "needs"
+            raise ValueError(f"task {self.task!r} {verb} an [attack] table")
+        if self.attack and self.attack.own() != ADVERSARIAL[self.task]:
+            needed, given = (
+                ", ".join(sorted(names)) or "none" for names in (ADVERSARIAL[self.task], self.attack.own())
+            )
+            raise ValueError(f"task {self.task!r} takes of the special fields of [attack]: {needed}; given: {given}")
+        if self.attack and self.task == "fgsm-at" and self.attack.steps != 1:
+            raise ValueError(f"task 'fgsm-at' takes one step, not {self.attack.steps}")
+        return self
 
 
 class AddOnRecipe(AnyRecipe):

@@ -72,6 +72,3 @@ def soap_lc(network: Classifier, recipe: Recipe, crop: Cropper, indices: Tensor,
     logits = network(torch.cat([first, second]).contiguous(memory_format=torch.channels_last)).float()
     auxiliary = F.mse_loss(*logits.chunk(2))
     return joint(logits, labels.repeat(2), auxiliary, recipe.alpha)
-
-
-TASKS = {"natural": natural, "soap-dr": soap_dr, "soap-rp": soap_rp, "soap-lc": soap_lc}

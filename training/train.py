@@ -15,7 +15,8 @@ from training.data import ImageData, load_data
 from training.loop import Loop, TrainingError, check_images, set_rate
 from training.progress import Progress
 from training.recipe import Recipe, Schedule
-from training.soap import TASKS
+from training.robust import robust_accuracy
+from training.tasks import TASKS
 
 
 def train(
@@ -52,7 +53,7 @@ def train(
         loop = Loop(run, out=out, identity=run.identity(), seed=recipe.seed, **sizes)
         if not restart:
             loop.resume(run.device)
-        loop.run(recipe.name, progress)
+        loop.run(recipe.name, progress, watch=lambda: robust_accuracy(run.network, recipe, run.images))
         provenance = {**run.provenance(), **loop.provenance(run.device)}
         return export(run.network.cpu(), recipe, run.images, out, provenance)
 

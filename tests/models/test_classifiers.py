@@ -1,19 +1,37 @@
-"""The networks of SOAP Table 7, and their frozen form."""
+"""The networks of SOAP Table 7 and of the robustness literature, and their frozen form."""
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from models.classifiers import Classifier, build_classifier, frozen
+from models.classifiers import Classifier, architectures, build_classifier, frozen
 from models.classifiers.base import _fold_batch_norm
+from models.classifiers.preact import PreActBlock
 
-EVERY = [
+WITH_AUX = [
     ("fcn", {"aux": "decoder"}, (1, 28, 28)),
     ("cnn", {"aux": "decoder"}, (1, 28, 28)),
     ("resnet18-thin", {"aux": "rotation"}, (3, 32, 32)),
     ("wide-resnet", {"depth": 10, "widen": 2, "aux": "rotation"}, (3, 32, 32)),
 ]
-every_architecture = pytest.mark.parametrize(("name", "arguments", "shape"), EVERY, ids=[name for name, *_ in EVERY])
+EVERY = [
+    *WITH_AUX,
+    ("preactresnet18", {}, (3, 32, 32)),
+    ("wide-resnet-preact", {"depth": 10, "widen": 2, "dropout": 0.3}, (3, 32, 32)),
+    ("vgg16", {}, (3, 32, 32)),
+    ("vgg19", {}, (3, 32, 32)),
+]
+
+
+def _each(networks: list[tuple]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize(("name", "arguments", "shape"), networks, ids=[name for name, *_ in networks])
+
+
+every_architecture, every_with_aux = _each(EVERY), _each(WITH_AUX)
+
+
+def test_every_architecture_is_tested() -> None:
+    assert {name for name, *_ in EVERY} == set(architectures())
 
 
 def images(shape: tuple[int, ...]) -> Tensor:
@@ -52,11 +70,53 @@ def test_wide_resnet_28_10_size_by_hand() -> None:
     assert parameters(network) == expected + 640 * 10 + 10 == 36_481_434
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments", "expected"),
+    [
+        # As counted in the public code of Wong et al.; TRADES (less the block that it never uses); kuangliu/pytorch-cifar (less
+        # the 4,224 and 5,504 biases that its norms cancel).
+        ("preactresnet18", {}, 11_172_170),
+        ("wide-resnet-preact", {}, 46_160_474),
+        ("wide-resnet-preact", {"depth": 28}, 36_479_194),
+        ("vgg16", {}, 14_728_266 - 4_224),
+        ("vgg19", {}, 20_040_522 - 5_504),
+    ],
+)
+def test_sizes_known_from_the_literature(name: str, arguments: dict, expected: int) -> None:
+    with torch.device("meta"):
+        assert parameters(build_classifier(name, **arguments)) == expected
+
+
 @every_architecture
-def test_output_shapes(network, name: str, arguments: dict, shape: tuple[int, ...]) -> None:
-    classifier = network(name, num_classes=7, **arguments)
+def test_logits_shape(network, name: str, arguments: dict, shape: tuple[int, ...]) -> None:
+    assert network(name, num_classes=7, **arguments)(images(shape)).shape == (2, 7)
+
+
+@every_architecture
+def test_every_weight_learns(network, name: str, arguments: dict, shape: tuple[int, ...]) -> None:
+    classifier = network(name, **arguments).train()
+    z = classifier.features(images(shape))
+    outputs = [head(z) for head in (classifier.classifier_head, classifier.aux_head) if head is not None]
+    sum(output.square().sum() for output in outputs).backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in classifier.parameters())
+
+
+@every_architecture
+def test_an_image_has_the_same_bits_in_every_batch_where_the_network_says_so(
+    network, name: str, arguments: dict, shape: tuple[int, ...]
+) -> None:
+    classifier = frozen(network(name, **arguments))
+    x = torch.rand(9, *shape, generator=torch.Generator().manual_seed(4))
+    assert classifier.batch_invariant == (name not in ("fcn", "cnn"))
+    if classifier.batch_invariant:
+        answers = [classifier(x[:size])[:1] for size in (1, 2, 3, 9)]
+        assert all(torch.equal(answer, answers[0]) for answer in answers)
+
+
+@every_with_aux
+def test_auxiliary_shapes(network, name: str, arguments: dict, shape: tuple[int, ...]) -> None:
+    classifier = network(name, **arguments)
     x = images(shape)
-    assert classifier(x).shape == (2, 7)
     auxiliary = classifier.aux_head(classifier.features(x))
     assert auxiliary.shape == ((2, 4) if arguments["aux"] == "rotation" else x.shape)
 
@@ -74,6 +134,13 @@ def test_frozen_copy_answers_as_the_network(network, name: str, arguments: dict,
     copy, x = frozen(original), images(shape)
     with torch.no_grad():
         assert torch.allclose(copy(x), original(x), atol=1e-5)
+
+
+@every_with_aux
+def test_frozen_copy_has_the_same_auxiliary_output(network, name: str, arguments: dict, shape: tuple[int, ...]) -> None:
+    original = network(name, **arguments)
+    copy, x = frozen(original), images(shape)
+    with torch.no_grad():
         assert torch.allclose(copy.aux_head(copy.features(x)), original.aux_head(original.features(x)), atol=1e-5)
 
 
@@ -105,6 +172,8 @@ def test_every_norm_behind_a_convolution_is_folded(network) -> None:
     assert norms(frozen(network("resnet18-thin"))) == 0
     assert norms(frozen(network("wide-resnet", depth=10, widen=1))) == 3  # those behind a shortcut's sum
     assert norms(frozen(network("cnn"))) == 1  # behind a ReLU
+    assert norms(frozen(network("vgg16"))) == 0
+    assert norms(frozen(network("wide-resnet-preact", depth=10, widen=1))) == 4  # each block's first, and the last one
 
 
 def test_folding_skips_dropout_between_convolution_and_norm() -> None:
@@ -163,3 +232,29 @@ def test_taps_of_a_lone_image_are_those_it_has_in_company():
 def test_an_unknown_tap_is_refused_with_the_known_ones():
     with pytest.raises(ValueError, match=r"no tap layer9; .* stem, block1"):
         build_classifier("resnet18-thin").tapped(torch.rand(2, 3, 32, 32), ["layer9"])
+
+
+def test_pre_activation_wide_resnet_depths_are_6n_plus_4() -> None:
+    with pytest.raises(ValueError, match=r"wide-resnet-preact depth is 6n \+ 4 .*; got 12"):
+        build_classifier("wide-resnet-preact", depth=12)
+
+
+def test_a_block_that_keeps_the_shape_adds_to_its_input_untouched() -> None:
+    block = PreActBlock(4, 4, 1).eval()
+    nn.init.zeros_(block.body[-1].weight)
+    x = torch.randn(2, 4, 8, 8)
+    assert torch.equal(block(x), x)
+
+
+def test_a_block_sees_only_what_its_norm_lets_through() -> None:
+    block = PreActBlock(4, 8, 2).eval()
+    nn.init.constant_(block.norm.bias, -100.0)
+    assert torch.equal(block(torch.randn(1, 4, 8, 8)), block(torch.randn(1, 4, 8, 8)))
+
+
+def test_vgg_blocks_are_layers_of_the_encoder_each_half_as_large() -> None:
+    x, sides = images((3, 32, 32)), []
+    for block in list(build_classifier("vgg19").encoder)[:-1]:
+        x = block(x)
+        sides.append(x.shape[-1])
+    assert sides == [16, 8, 4, 2, 1]

@@ -94,6 +94,11 @@ def test_the_log_holds_a_line_an_epoch_and_the_loss_falls(tiny, data, tmp_path, 
     assert lines[-1]["loss"] < lines[0]["loss"]
 
 
+def test_the_log_of_an_adversarial_training_shows_robust_accuracy(tiny, data, tmp_path, quiet):
+    train(tiny("fgsm-at", epochs=1), out=tmp_path, data=data, progress=quiet)
+    assert 0 <= json.loads((tmp_path / "log.jsonl").read_text())["pgd10_accuracy"] <= 1
+
+
 def test_a_data_set_of_another_shape_is_refused(tiny, data, tmp_path, quiet):
     with pytest.raises(TrainingError, match="28, 28, 1"):
         train(tiny("natural", data="mnist"), out=tmp_path, data=data, progress=quiet)
