@@ -1,6 +1,7 @@
 """Attacks: SOAP Alg. 1 on the classifier alone, and two attackers who know the defence.
 
 - `pgd` (Alg. 1; FGSM is one step of the whole budget): gradient of the undefended classifier. It doesn't know the purifier.
+- `foolbox_attack`: others on the undefended classifier (DeepFool, Carlini and Wagner's l_2, ...), by a library.
 - `two_view`: the same ascent on the summed cross entropy of every view that the purifier compares. No purifier in
   the loop, hence cheap; against label consistency it is the strongest attack known to us.
 - `bpda`: identity-BPDA (Athalye et al. 2018). Each step purifies the current image, takes the gradient at the *purified*
@@ -13,16 +14,16 @@ picks the best one. Budgets are l_inf, in [0, 1] units.
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
 from models.catalog import CHUNK, Defense
 
-Mode = Literal["none", "static", "two-view", "bpda"]
+Mode = Literal["none", "static", "foolbox", "two-view", "bpda"]
 
 
 class AttackSettings(BaseModel):
@@ -38,13 +39,38 @@ class AttackSettings(BaseModel):
     random_start: bool = Field(
         default=False, description="uniform in the budget, drawn from `seed` and the image's index"
     )
+    restarts: int = Field(
+        default=1, ge=1, description="static: other random starts for images that withstood the last one"
+    )
+    momentum: float = Field(default=0.0, ge=0, description="mu of MI-FGSM (Dong et al., CVPR 2018, Eq. 6)")
+    attack: str | None = Field(default=None, description="foolbox: the attack's class, with `epsilon` in its own norm")
+    arguments: dict[str, float] = Field(
+        default={}, description="foolbox: of that class, where they aren't its defaults"
+    )
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _fits_mode(self) -> Self:
+        if (self.mode == "foolbox") != (self.attack is not None):
+            raise ValueError(f"attack {self.name!r}: mode 'foolbox' and the field `attack` go together")
+        if self.restarts > 1 and not self.random_start:
+            raise ValueError(f"attack {self.name!r}: restarts need random_start, else they are all the same")
+        return self
 
     def text(self) -> str:
         """One line for people, for example `pgd: 20 steps of 2/255, epsilon 8/255`."""
         if self.mode == "none":
             return self.name
-        return f"{self.name}: {self.steps} steps of {_fraction(self.step_size)}, epsilon {_fraction(self.epsilon)}"
+        if self.mode == "foolbox":
+            given = "".join(f", {name} {value:g}" for name, value in self.arguments.items())
+            return f"{self.name}: Foolbox {self.attack}{given}, epsilon {_fraction(self.epsilon)}"
+        more = f", momentum {self.momentum:g}" if self.momentum else ""
+        more += (
+            f", {self.restarts} random starts" if self.restarts > 1 else ", random start" if self.random_start else ""
+        )
+        return (
+            f"{self.name}: {self.steps} steps of {_fraction(self.step_size)}, epsilon {_fraction(self.epsilon)}{more}"
+        )
 
 
 def _fraction(value: float) -> str:
@@ -65,10 +91,13 @@ def ascend(
     x: (N, C, H, W) in [0, 1]; loss: (N, C, H, W) -> (N,).
     """
     delta = torch.zeros_like(x) if start is None else start
+    velocity = torch.zeros_like(x)
     for step in range(1, settings.steps + 1):
         leaf = (x + delta).requires_grad_()
         with torch.enable_grad():
             (gradient,) = torch.autograd.grad(loss(leaf).sum(), leaf)
+        if settings.momentum:
+            gradient = velocity = settings.momentum * velocity + _unit(gradient)
         delta = delta + settings.step_size * gradient.sign()  # Alg. 1, l. 4
         delta = delta.clamp(-settings.epsilon, settings.epsilon)  # l. 5
         delta = (x + delta).clamp(0, 1) - x  # l. 6
@@ -76,25 +105,58 @@ def ascend(
     return x + delta
 
 
+def _unit(gradient: Tensor) -> Tensor:
+    """Each image's gradient at L1 length 1 (MI-FGSM, Eq. 6)."""
+    length = gradient.abs().sum(dim=(1, 2, 3), keepdim=True)
+    return gradient / length.clamp_min(torch.finfo(gradient.dtype).tiny)
+
+
 def static(defense: Defense, x: Tensor, y: Tensor, settings: AttackSettings, first: int = 0) -> Tensor:
     """Adversarial images against the undefended classifier. (N, C, H, W), (N,) -> (N, C, H, W).
 
-    first: the data set index of x[0], so that a random start belongs to its image.
+    first: the data set index of x[0], so that a random start belongs to its image. Of several restarts an image keeps the
+    first that the classifier gets wrong, else the last.
     """
-    start = _random_start(x, settings, first) if settings.random_start else None
 
     def loss(image: Tensor) -> Tensor:
         return F.cross_entropy(defense.classifier(image), y, reduction="none")
 
-    return ascend(loss, x, settings, start=start)
+    x_adv = ascend(loss, x, settings, start=_random_start(x, settings, first, 0))
+    for restart in range(1, settings.restarts):
+        with torch.no_grad():
+            withstood = defense.classifier(x_adv).argmax(1) == y
+        again = ascend(loss, x, settings, start=_random_start(x, settings, first, restart))
+        x_adv = torch.where(withstood[:, None, None, None], again, x_adv)
+    return x_adv
 
 
-def _random_start(x: Tensor, settings: AttackSettings, first: int) -> Tensor:
+def foolbox_attack(defense: Defense, x: Tensor, y: Tensor, settings: AttackSettings) -> Tensor:
+    """The same by an attack of Foolbox (Rauber et al., JOSS 2020), clipped to the budget in the attack's norm.
+
+    Raises:
+        ValueError: Foolbox isn't installed, or has no such attack.
+    """
+    try:
+        import foolbox
+    except ImportError as error:
+        raise ValueError(f"attack {settings.name!r} needs Foolbox: pip install 'unperturb[attacks]'") from error
+    kind = getattr(foolbox.attacks, str(settings.attack), None)
+    if kind is None:
+        raise ValueError(f"attack {settings.name!r}: Foolbox has no {settings.attack}")
+    # Numbers of steps are whole, and TOML tells 3 from 3.0; the settings model doesn't.
+    arguments = {name: int(value) if value.is_integer() else value for name, value in settings.arguments.items()}
+    model = foolbox.PyTorchModel(defense.classifier, bounds=(0, 1), device=x.device)
+    with torch.enable_grad():
+        _, clipped, _ = kind(**arguments)(model, x.contiguous(), y, epsilons=settings.epsilon)
+    return clipped.detach()  # type: ignore[no-any-return]
+
+
+def _random_start(x: Tensor, settings: AttackSettings, first: int, restart: int) -> Tensor | None:
+    if not settings.random_start:
+        return None
+    seed = settings.seed * 1_000_003 + restart * 100_003 + first
     noise = torch.stack(
-        [
-            torch.rand(image.shape, generator=torch.Generator().manual_seed(settings.seed * 1_000_003 + first + i))
-            for i, image in enumerate(x.cpu())
-        ]
+        [torch.rand(image.shape, generator=torch.Generator().manual_seed(seed + i)) for i, image in enumerate(x.cpu())]
     ).to(x.device)
     delta = (2 * noise - 1) * settings.epsilon
     return (x + delta).clamp(0, 1) - x

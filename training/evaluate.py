@@ -177,11 +177,19 @@ class Evaluation:
         """The incoming images of a static attack: the same for every purifier of the checkpoint, made once."""
         if attack.name not in self._adversarial:
             parts = [
-                attacking.static(defense, x, y, attack, self.plan.first + first) if attack.mode == "static" else x
+                self._attack(defense, x, y, attack, self.plan.first + first)
                 for first, x, y in attacking.in_chunks(self.x[: self.plan.n], self.y[: self.plan.n])
             ]
             self._adversarial[attack.name] = torch.cat(parts)
         return self._adversarial[attack.name]
+
+    def _attack(self, defense: Defense, x: Tensor, y: Tensor, attack: AttackSettings, first: int) -> Tensor:
+        if attack.mode == "static":
+            return attacking.static(defense, x, y, attack, first)
+        try:
+            return attacking.foolbox_attack(defense, x, y, attack) if attack.mode == "foolbox" else x
+        except ValueError as error:
+            raise EvaluationError(str(error)) from error
 
     def _adaptive(self, defense: Defense, attack: AttackSettings, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         one = attacking.two_view if attack.mode == "two-view" else attacking.bpda

@@ -8,7 +8,7 @@ from models.catalog import build_defense
 from models.checkpoint import Card
 from models.classifiers import Classifier
 from models.purifiers import Purified
-from training.attacks import AttackSettings, ascend, bpda, static, two_view
+from training.attacks import AttackSettings, ascend, bpda, foolbox_attack, static, two_view
 
 PGD = AttackSettings(name="pgd", mode="static", epsilon=0.1, step_size=0.03, steps=10)
 
@@ -151,3 +151,63 @@ def test_settings_describe_themselves():
     assert (
         AttackSettings(name="pgd", mode="static", epsilon=0.3, step_size=0.01, steps=40).text().endswith("epsilon 0.3")
     )
+
+
+def test_momentum_keeps_going_where_a_gradient_is_zero():
+    def step_then_flat(x):
+        return (x - 0.55).clamp(max=0).sum(dim=(1, 2, 3))
+
+    plain = ascend(step_then_flat, images(0.5), PGD)
+    with_momentum = ascend(step_then_flat, images(0.5), PGD.model_copy(update={"momentum": 1.0}))
+    assert float(plain.max()) < 0.59
+    assert torch.allclose(with_momentum, images(0.6))
+
+
+def test_momentum_weighs_each_images_gradients_alike():
+    def steep(x):
+        return x.sum(dim=(1, 2, 3)) * torch.tensor([1e-8, 1.0, 1e8])
+
+    assert torch.allclose(ascend(steep, images(0.5), PGD.model_copy(update={"momentum": 1.0})), images(0.6))
+
+
+def test_restarts_help_only_images_that_withstood():
+    """Two steps from a random start reach the border for some images only."""
+    settings = PGD.model_copy(update={"steps": 0, "random_start": True, "epsilon": 0.2})
+    x, labels = images(0.501, 64), torch.ones(64, dtype=torch.long)
+    wrong = [
+        defense().classifier(static(defense(), x, labels, settings.model_copy(update={"restarts": n}))).argmax(1) == 0
+        for n in (1, 4)
+    ]
+    assert 0 < wrong[0].sum() < wrong[1].sum()
+    assert (wrong[0] <= wrong[1]).all()
+
+
+def test_restarts_without_a_random_start_are_refused():
+    with pytest.raises(ValueError, match="restarts need random_start"):
+        AttackSettings(name="pgd", mode="static", restarts=2)
+
+
+@pytest.mark.parametrize(
+    ("attack", "arguments"), [("LinfDeepFoolAttack", {}), ("LinfPGD", {"steps": 10.0, "rel_stepsize": 0.3})]
+)
+def test_attacks_of_foolbox_find_what_lies_within_the_budget_and_nothing_else(attack, arguments):
+    settings = AttackSettings(name="x", mode="foolbox", attack=attack, arguments=arguments, epsilon=0.1)
+    labels = torch.ones(3, dtype=torch.long)
+    for value, label in ((0.55, 0), (0.7, 1)):
+        found = foolbox_attack(defense(), images(value), labels, settings)
+        assert (found - images(value)).abs().max() <= 0.1 + 1e-6
+        assert (defense().classifier(found).argmax(1) == label).all()
+
+
+def test_an_attack_that_foolbox_has_not_is_refused():
+    settings = AttackSettings(name="x", mode="foolbox", attack="Magic", epsilon=0.1)
+    with pytest.raises(ValueError, match="Foolbox has no Magic"):
+        foolbox_attack(defense(), images(0.5), torch.ones(3, dtype=torch.long), settings)
+
+
+def test_attacks_describe_what_is_special_about_them():
+    start = {"mode": "static", "epsilon": 8 / 255, "step_size": 2 / 255, "steps": 20}
+    assert AttackSettings(name="m", **start, momentum=1.0).text().endswith("epsilon 8/255, momentum 1")
+    assert AttackSettings(name="r", **start, random_start=True, restarts=3).text().endswith("3 random starts")
+    found = AttackSettings(name="cw", mode="foolbox", attack="L2Deep", epsilon=0.5, arguments={"steps": 9}).text()
+    assert found == "cw: Foolbox L2Deep, steps 9, epsilon 0.5"
