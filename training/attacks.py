@@ -137,15 +137,16 @@ def foolbox_attack(defense: Defense, x: Tensor, y: Tensor, settings: AttackSetti
         ValueError: Foolbox isn't installed, or has no such attack.
     """
     try:
-        import foolbox
+        from foolbox import attacks
+        from foolbox.models.pytorch import PyTorchModel
     except ImportError as error:
         raise ValueError(f"attack {settings.name!r} needs Foolbox: pip install 'unperturb[attacks]'") from error
-    kind = getattr(foolbox.attacks, str(settings.attack), None)
+    kind = getattr(attacks, str(settings.attack), None)
     if kind is None:
         raise ValueError(f"attack {settings.name!r}: Foolbox has no {settings.attack}")
     # Numbers of steps are whole, and TOML tells 3 from 3.0; the settings model doesn't.
     arguments = {name: int(value) if value.is_integer() else value for name, value in settings.arguments.items()}
-    model = foolbox.PyTorchModel(defense.classifier, bounds=(0, 1), device=x.device)
+    model = PyTorchModel(defense.classifier, bounds=(0, 1), device=x.device)
     with torch.enable_grad():
         _, clipped, _ = kind(**arguments)(model, x.contiguous(), y, epsilons=settings.epsilon)
     return clipped.detach()  # type: ignore[no-any-return]
