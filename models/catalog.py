@@ -215,7 +215,7 @@ class Offer:
             step.addon.checkpoint for step in steps if step.addon and isinstance(step.addon.checkpoint, AddOn)
         )
         self.entry = steps[0].entry if len(steps) == 1 else _chain_entry(steps)
-        self.card = _merged(base, self.addons, {self.purifier: self.entry})
+        self.card = _merged(base, self.addons, {self.purifier: self.entry}, steps[0].entry.kind)
         self._defense: Defense | None = None
         self._lock = threading.Lock()
 
@@ -267,14 +267,19 @@ def _chain_entry(steps: Sequence[Step]) -> PurifierEntry:
     return PurifierEntry(kind=Chain.KIND, settings={"steps": [step.name for step in steps]})
 
 
-def _merged(base: Loaded, addons: Sequence[AddOn], entries: Mapping[str, PurifierEntry]) -> Card:
-    """The classifier's card with what the add-ons offer and are calibrated to."""
+def _merged(base: Loaded, addons: Sequence[AddOn], entries: Mapping[str, PurifierEntry], first: str) -> Card:
+    """The classifier's card with what the add-ons offer and are calibrated to.
+
+    A chain is as suspicious as its first purifier, of the kind `first`: only that one sees images as they came.
+    """
     card = base.checkpoint.card
     assert isinstance(card, Card)
     purifiers, calibration = dict(card.purifiers), dict(card.calibration)
     for addon in addons:
         purifiers |= addon.card.purifiers
         calibration |= addon.card.calibration
+    if first in calibration:
+        calibration[Chain.KIND] = calibration[first]
     return card.model_copy(update={"purifiers": {**purifiers, **entries}, "calibration": calibration})
 
 

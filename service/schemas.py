@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from models.catalog import Offer
 from models.checkpoint import InputSpec, Measurement
@@ -18,7 +18,11 @@ class PurifyQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    purifier: str | None = Field(default=None, max_length=64, description="See GET /purifiers; the service's default.")
+    purifier: str | None = Field(
+        default=None,
+        max_length=200,
+        description="See GET /purifiers; the service's default. Several in a row: `nrp+aid`, where one classifier has them all.",
+    )
     model: str | None = Field(default=None, max_length=64, description="See GET /models; the service's default.")
     classifier: str | None = Field(
         default=None, max_length=64, description="One network of the model; the one that is best with this purifier."
@@ -46,6 +50,11 @@ class PurifyQuery(BaseModel):
         description="Answer within so long or give up (504); at most the service's own limit. The header X-Request-Timeout says "
         "the same in seconds.",
     )
+
+    @field_validator("purifier")
+    @classmethod
+    def _plus_is_a_space_in_urls(cls, purifier: str | None) -> str | None:
+        return purifier and purifier.replace(" ", "+")
 
 
 class ClassifyQuery(PurifyQuery):

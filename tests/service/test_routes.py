@@ -323,3 +323,36 @@ def test_shutdown_answers_what_waits(run: Any, hooked: Any, png: Png) -> None:
             time.sleep(0.001)
         threading.Timer(0.05, busy.released.set).start()
     assert first.result(5).status_code == waits.result(5).status_code == 200
+
+
+@pytest.mark.parametrize("written", ["soap-lc+soap-rp", "soap-lc%2Bsoap-rp"])
+def test_a_chain_tells_what_each_of_its_purifiers_did(api: Any, png: Png, written: str) -> None:
+    reply = api.post(f"/classify?purifier={written}&seed=1", content=png()).json()
+    assert reply["purifier"] == "soap-lc+soap-rp"
+    whole, steps = reply["purification"], reply["purification"]["steps"]
+    assert [step["purifier"] for step in steps] == ["soap-lc", "soap-rp"]
+    assert whole["forward_passes"] == sum(step["forward_passes"] for step in steps)
+    assert whole["objective_before"] == steps[0]["objective_before"]
+    assert whole["suspicion"] == api.post("/classify?purifier=soap-lc", content=png()).json()["purification"]["suspicion"]
+    assert 0 < whole["linf"] <= steps[0]["linf"] + steps[1]["linf"] + 1e-6
+
+
+def test_a_chain_whose_first_purifier_is_not_calibrated_has_no_suspicion(api: Any, png: Png) -> None:
+    reply = api.post("/classify?purifier=soap-rp+soap-lc", content=png()).json()
+    assert reply["purification"]["suspicion"] is None
+
+
+def test_a_single_purifier_has_no_steps(api: Any, png: Png) -> None:
+    reply = api.post("/classify", content=png()).json()
+    assert (reply["purification"]["steps"], reply["addon_sha256"]) == (None, [])
+
+
+def test_the_purified_image_of_a_chain_has_the_facts_of_the_whole(api: Any, png: Png) -> None:
+    reply = api.post("/purify?purifier=soap-lc+soap-rp", content=png())
+    assert reply.headers["X-Unperturb-Forward-Passes"] == "18"
+    assert "X-Unperturb-Steps" not in reply.headers
+
+
+def test_what_is_no_chain_is_refused(api: Any, png: Png) -> None:
+    found = problem(api.post("/classify?purifier=soap-lc+none", content=png()), 422, "purifier-not-offered")
+    assert "a chain has up to 3 different purifiers, without 'none'" in found["detail"]
