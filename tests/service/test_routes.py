@@ -333,7 +333,9 @@ def test_a_chain_tells_what_each_of_its_purifiers_did(api: Any, png: Png, writte
     assert [step["purifier"] for step in steps] == ["soap-lc", "soap-rp"]
     assert whole["forward_passes"] == sum(step["forward_passes"] for step in steps)
     assert whole["objective_before"] == steps[0]["objective_before"]
-    assert whole["suspicion"] == api.post("/classify?purifier=soap-lc", content=png()).json()["purification"]["suspicion"]
+    assert (
+        whole["suspicion"] == api.post("/classify?purifier=soap-lc", content=png()).json()["purification"]["suspicion"]
+    )
     assert 0 < whole["linf"] <= steps[0]["linf"] + steps[1]["linf"] + 1e-6
 
 

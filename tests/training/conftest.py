@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from training.progress import Progress
-from training.recipe import Recipe, load_recipe
+from training.recipe import AddOnRecipe, Recipe, load_recipe
+from training.train import train
 
 DATA = Path(__file__).parents[1] / "data"
 
@@ -27,10 +28,23 @@ def quiet() -> Progress:
 def tiny():
     """A shipped recipe cut down to seconds: fp32, a few epochs, batches of 64."""
 
-    def make(name: str, **changes: object) -> Recipe:
+    def make(name: str, **changes: object) -> Recipe | AddOnRecipe:
         return load_recipe(
             name, {"epochs": 2, "batch_size": 64, "precision": "fp32", "calibration_images": 128, **changes}
         )
+
+    return make
+
+
+@pytest.fixture
+def beside(tiny, data, quiet, tmp_path):
+    """A folder with a barely trained classifier that an add-on's recipe names."""
+
+    def make(recipe: AddOnRecipe) -> Path:
+        folder = tmp_path / "zoo" / recipe.classifier
+        natural = tiny("natural", classifier=recipe.classifier, model=recipe.model, epochs=1)
+        train(natural, out=folder, data=data, progress=quiet)
+        return folder
 
     return make
 
