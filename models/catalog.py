@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.checkpoint import CARD, Card, Checkpoint, CheckpointError, PurifierEntry
 from models.classifiers import Classifier, frozen
@@ -290,14 +290,20 @@ class Catalog:
         return loaded is not None and loaded.made(defense)
 
 
-def build_defense(name: str, card: Card, classifier: Classifier, device: torch.device | str = "cpu") -> Defense:
-    """Purifier `name` of `card` on a frozen classifier.
+def build_defense(
+    name: str,
+    card: Card,
+    classifier: Classifier,
+    device: torch.device | str = "cpu",
+    network: nn.Module | None = None,
+) -> Defense:
+    """Purifier `name` of `card` on a frozen classifier; `network`: the purifier's own, frozen too, where it has one.
 
     Raises:
         CheckpointError: the card's settings don't fit the purifier.
     """
     entry = card.purifiers[name]
-    material = Material(classifier, entry.settings, card.calibration.get(entry.kind, ()))
+    material = Material(classifier, entry.settings, card.calibration.get(entry.kind, ()), network)
     try:
         purifier = build_purifier(entry.kind, material)
     except ValueError as error:

@@ -1,13 +1,17 @@
 import pytest
 
 from models.classifiers import build_classifier
-from training.recipe import RecipeError, load_recipe, recipe_names
+from models.networks import build_network
+from training.recipe import AddOnRecipe, RecipeError, load_recipe, recipe_names
 
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_shipped_recipe_is_valid_and_names_a_network(name):
     recipe = load_recipe(name)
-    build_classifier(recipe.architecture, **recipe.arguments)
+    if isinstance(recipe, AddOnRecipe):
+        build_network(recipe.network, **recipe.arguments)
+    else:
+        build_classifier(recipe.architecture, **recipe.arguments)
     assert recipe.purifiers
 
 
