@@ -4,6 +4,8 @@
 - `foolbox_attack`: others on the undefended classifier (DeepFool, Carlini and Wagner's l_2, ...), by a library.
 - `two_view`: the same ascent on the summed cross entropy of every view that the purifier compares. No purifier in
   the loop, hence cheap; against label consistency it is the strongest attack known to us.
+- `distort_features`: NRP's Alg. 1 (SSP; Naseer et al., CVPR 2020) and Pix2Pix's Alg. 1 (Mezhoudi 2022), which are one: ascent
+  on the distance of a classifier's inner activations from those of the clean image. No labels; meant to carry over to others.
 - `bpda`: identity-BPDA (Athalye et al. 2018). Each step purifies the current image, takes the gradient at the *purified*
   point and applies it to the image, as if the purifier were the identity.
 
@@ -152,6 +154,29 @@ def foolbox_attack(defense: Defense, x: Tensor, y: Tensor, settings: AttackSetti
     return clipped.detach()  # type: ignore[no-any-return]
 
 
+def distort_features(
+    features: Callable[[Tensor], Tensor], x: Tensor, settings: AttackSettings, start: Tensor
+) -> Tensor:
+    """NRP and Pix2Pix, Alg. 1: max Delta(x, x') under the budget, Eq. (4) and (6).
+
+    Delta is the squared L2 distance, as in NRP's public code; only its gradient's sign is used, which is that of Pix2Pix's
+    norm. x: (N, C, H, W) in [0, 1]; features: (N, C, H, W) -> (N, ...), any shape; start: (N, C, H, W), the perturbation
+    R(x) - x to begin with. It must not be zero: there the distance has no gradient.
+    """
+    with torch.no_grad():
+        clean = features(x)
+
+    def distance(image: Tensor) -> Tensor:
+        return (features(image) - clean).square().flatten(1).sum(1)
+
+    return ascend(distance, x, settings, start=start)
+
+
+def random_start(x: Tensor, epsilon: float) -> Tensor:
+    """A uniform perturbation in the budget, from torch's global generator. (N, C, H, W) in [0, 1] -> (N, C, H, W)."""
+    return _started(x, torch.rand_like(x), epsilon)
+
+
 def _random_start(x: Tensor, settings: AttackSettings, first: int, restart: int) -> Tensor | None:
     if not settings.random_start:
         return None
@@ -159,7 +184,12 @@ def _random_start(x: Tensor, settings: AttackSettings, first: int, restart: int)
     noise = torch.stack(
         [torch.rand(image.shape, generator=torch.Generator().manual_seed(seed + i)) for i, image in enumerate(x.cpu())]
     ).to(x.device)
-    delta = (2 * noise - 1) * settings.epsilon
+    return _started(x, noise, settings.epsilon)
+
+
+def _started(x: Tensor, noise: Tensor, epsilon: float) -> Tensor:
+    """noise: uniform in [0, 1)."""
+    delta = (2 * noise - 1) * epsilon
     return (x + delta).clamp(0, 1) - x
 
 

@@ -181,11 +181,24 @@ def uniform(x: Tensor, seeds: Sequence[int] | None, radius: float) -> Tensor:
     Raises:
         ValueError: no seeds, or not one for each image.
     """
+    return (2 * _drawn(torch.rand, x, seeds) - 1) * radius
+
+
+def gaussian(x: Tensor, seeds: Sequence[int] | None, sigma: float) -> Tensor:
+    """Gaussian noise, each image's from its own seed. (N, C, H, W), N seeds -> (N, C, H, W).
+
+    Raises:
+        ValueError: no seeds, or not one for each image.
+    """
+    return sigma * _drawn(torch.randn, x, seeds)
+
+
+def _drawn(draw: Callable[..., Tensor], x: Tensor, seeds: Sequence[int] | None) -> Tensor:
     if seeds is None or len(seeds) != len(x):
         came = "none" if seeds is None else str(len(seeds))
         raise ValueError(f"this purifier draws random numbers and needs a seed for each of {len(x)} images; got {came}")
-    draws = [torch.rand(x.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    return (2 * torch.stack(draws).to(x) - 1) * radius if draws else torch.zeros_like(x)
+    draws = [draw(x.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    return torch.stack(draws).to(x) if draws else torch.zeros_like(x)
 
 
 def counted(x: Tensor, passes: int) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from models.catalog import ZOO, Catalog, Defense, Offer, build_defense
 from models.checkpoint import CARD, Card, InputSpec, PurifierEntry
 from models.classifiers import Classifier, build_classifier, frozen
+from models.networks import build_network, frozen_network
 from models.purifiers import Purified, kinds
 from models.purifiers.descent import Selection
 
@@ -23,6 +24,14 @@ ROTATION = ("wide-resnet", {"depth": 10, "widen": 1, "aux": "rotation"}, (3, 16,
 FCN = ("fcn", {"aux": "decoder"}, (1, 28, 28))
 CNN = ("cnn", {"aux": "decoder"}, (1, 28, 28))
 Network = tuple[str, dict[str, Any], tuple[int, int, int]]
+
+# Kind and label -> the purifier's own network and its arguments, where it has one.
+OWN: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {
+    ("nrp", "dense"): ("nrp", {"width": 8, "blocks": 1, "growth": 4}),
+    ("nrp", "residual"): ("nrp-resg", {"width": 8, "blocks": 2}),
+    ("nrp", "dynamic"): ("nrp-resg", {"width": 8, "blocks": 2}),
+    ("pix2pix", "plain"): ("pix2pix", {"width": 8}),
+}
 
 GRID = {"budgets": [step * 4 / 255 for step in range(11)], "step_size": 4 / 255, "steps": 5}  # SOAP, Sec. 4
 ODD = {"budgets": [0.03, 0.05], "step_size": 0.02, "steps": 3}  # no zero, no multiples of the step
@@ -40,6 +49,8 @@ def _descents(network: Network, **more: Any) -> dict[str, tuple[Network, dict[st
 # Kind -> label -> network and settings. A new kind needs its line here; test_every_kind_is_represented says so.
 REPRESENTATIVE: dict[str, dict[str, tuple[Network, dict[str, Any]]]] = {
     "none": {"plain": (FCN, {})},
+    "nrp": {"dense": (RESNET, {}), "residual": (RESNET, {}), "dynamic": (RESNET, {"noise": 0.05})},
+    "pix2pix": {"plain": (RESNET, {})},
     "soap-lc": {
         **_descents(RESNET),
         "exact-gradient": (RESNET, {"selection": "min-aux", **GRID, "second_view_gradient": 1}),
@@ -93,14 +104,31 @@ def _seeded_classifier(architecture: str, arguments: tuple[tuple[str, Any], ...]
     with torch.random.fork_rng():
         torch.manual_seed(7)
         network = build_classifier(architecture, **dict(arguments))
-        for layer in network.modules():
-            if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
-                nn.init.kaiming_normal_(layer.weight)  # livelier than the default: six toy images get several labels
-            if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
-                nn.init.normal_(layer.running_mean, std=0.3)
-                nn.init.uniform_(layer.running_var, 0.5, 1.5)
-                nn.init.normal_(layer.bias, std=0.3)
+        _enliven(network)
     return frozen(network)
+
+
+def _enliven(network: nn.Module) -> None:
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            nn.init.kaiming_normal_(layer.weight)  # livelier than the default: six toy images get several labels
+        if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+            nn.init.normal_(layer.running_mean, std=0.3)
+            nn.init.uniform_(layer.running_var, 0.5, 1.5)
+            nn.init.normal_(layer.bias, std=0.3)
+
+
+@cache
+def _seeded_network(kind: str, label: str) -> nn.Module | None:
+    """The purifier's own network, where it has one."""
+    if (kind, label) not in OWN:
+        return None
+    name, arguments = OWN[kind, label]
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        network = build_network(name, **arguments)
+        _enliven(network)
+    return frozen_network(network)
 
 
 @cache
@@ -109,7 +137,8 @@ def _seeded_defense(kind: str, label: str) -> Defense:
     classifier = _seeded_classifier(network[0], tuple(network[1].items()))
     card = _card(network, PurifierEntry(kind=kind, settings={**settings, "skip_percentile": None}))
     if "skip_percentile" not in settings:
-        return build_defense(NAME, _card(network, PurifierEntry(kind=kind, settings=settings)), classifier)
+        entry = PurifierEntry(kind=kind, settings=settings)
+        return build_defense(NAME, _card(network, entry), classifier, network=_seeded_network(kind, label))
     # Calibrated on the toy images themselves, so that half of them are skipped.
     losses = build_defense(NAME, card, classifier).purify(toy_images(card), seeds=range(N)).objective_before
     percentiles = tuple(sorted(losses.quantile(torch.linspace(0, 1, 101)).tolist()))

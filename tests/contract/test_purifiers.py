@@ -39,7 +39,7 @@ def assert_agree(found: Purified, expected: Purified) -> None:
 
 @contextmanager
 def network_passes(defense: Defense) -> Iterator[Counter[str]]:
-    """Counts the images that really go through the encoder, forwards and backwards."""
+    """Counts the images that really go through the encoder or the purifier's own network, forwards and backwards."""
     passes = Counter(forward=0, backward=0)
 
     def count(_module: nn.Module, _inputs: tuple[Tensor, ...], z: Tensor) -> None:
@@ -47,11 +47,17 @@ def network_passes(defense: Defense) -> Iterator[Counter[str]]:
         if z.requires_grad:
             z.register_hook(lambda gradient: passes.update(backward=len(gradient)))
 
-    handle = defense.classifier.encoder.register_forward_hook(count)
+    handles = [network.register_forward_hook(count) for network in (defense.classifier.encoder, *_own_network(defense))]
     try:
         yield passes
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
+
+
+def _own_network(defense: Defense) -> list[nn.Module]:
+    network = getattr(defense.purifier, "network", None)
+    return [] if network is None else [network]
 
 
 def joined(parts: list[Purified]) -> Purified:
