@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from models.catalog import CHUNK, Defense
 
-Mode = Literal["none", "static", "foolbox", "two-view", "bpda"]
+Mode = Literal["none", "static", "features", "foolbox", "two-view", "bpda"]
 
 
 class AttackSettings(BaseModel):
@@ -45,6 +45,7 @@ class AttackSettings(BaseModel):
         default=1, ge=1, description="static: other random starts for images that withstood the last one"
     )
     momentum: float = Field(default=0.0, ge=0, description="mu of MI-FGSM (Dong et al., CVPR 2018, Eq. 6)")
+    tap: str | None = Field(default=None, description="features: the classifier's layer whose outputs are distorted")
     attack: str | None = Field(default=None, description="foolbox: the attack's class, with `epsilon` in its own norm")
     arguments: dict[str, float] = Field(
         default={}, description="foolbox: of that class, where they aren't its defaults"
@@ -53,8 +54,13 @@ class AttackSettings(BaseModel):
 
     @model_validator(mode="after")
     def _fits_mode(self) -> Self:
-        if (self.mode == "foolbox") != (self.attack is not None):
-            raise ValueError(f"attack {self.name!r}: mode 'foolbox' and the field `attack` go together")
+        for mode, field in (("foolbox", "attack"), ("features", "tap")):
+            if (self.mode == mode) != (getattr(self, field) is not None):
+                raise ValueError(f"attack {self.name!r}: mode {mode!r} and the field `{field}` go together")
+        if self.mode == "features" and not self.random_start:
+            raise ValueError(
+                f"attack {self.name!r}: mode 'features' needs random_start; at the image there is no gradient"
+            )
         if self.restarts > 1 and not self.random_start:
             raise ValueError(f"attack {self.name!r}: restarts need random_start, else they are all the same")
         return self
@@ -66,13 +72,15 @@ class AttackSettings(BaseModel):
         if self.mode == "foolbox":
             given = "".join(f", {name} {value:g}" for name, value in self.arguments.items())
             return f"{self.name}: Foolbox {self.attack}{given}, epsilon {_fraction(self.epsilon)}"
-        more = f", momentum {self.momentum:g}" if self.momentum else ""
-        more += (
-            f", {self.restarts} random starts" if self.restarts > 1 else ", random start" if self.random_start else ""
-        )
-        return (
-            f"{self.name}: {self.steps} steps of {_fraction(self.step_size)}, epsilon {_fraction(self.epsilon)}{more}"
-        )
+        at = f" {self.tap}," if self.tap else ""
+        steps = f"{self.steps} steps of {_fraction(self.step_size)}, epsilon {_fraction(self.epsilon)}"
+        return f"{self.name}:{at} {steps}{self._special()}"
+
+    def _special(self) -> str:
+        momentum = f", momentum {self.momentum:g}" if self.momentum else ""
+        if self.restarts > 1:
+            return f"{momentum}, {self.restarts} random starts"
+        return f"{momentum}, random start" if self.random_start else momentum
 
 
 def _fraction(value: float) -> str:
@@ -170,6 +178,14 @@ def distort_features(
         return (features(image) - clean).square().flatten(1).sum(1)
 
     return ascend(distance, x, settings, start=start)
+
+
+def distort(defense: Defense, x: Tensor, settings: AttackSettings, first: int = 0) -> Tensor:
+    """`distort_features` of the undefended classifier, at the tap that the settings name. first: see `static`."""
+    assert settings.tap is not None
+    taps, start = [settings.tap], _random_start(x, settings, first, 0)
+    assert start is not None
+    return distort_features(lambda image: defense.classifier.tapped(image, taps)[0], x, settings, start)
 
 
 def random_start(x: Tensor, epsilon: float) -> Tensor:

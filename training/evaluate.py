@@ -184,11 +184,17 @@ class Evaluation:
         return self._adversarial[attack.name]
 
     def _attack(self, defense: Defense, x: Tensor, y: Tensor, attack: AttackSettings, first: int) -> Tensor:
-        if attack.mode == "static":
-            return attacking.static(defense, x, y, attack, first)
         try:
-            return attacking.foolbox_attack(defense, x, y, attack) if attack.mode == "foolbox" else x
-        except ValueError as error:
+            match attack.mode:
+                case "static":
+                    return attacking.static(defense, x, y, attack, first)
+                case "features":
+                    return attacking.distort(defense, x, attack, first)
+                case "foolbox":
+                    return attacking.foolbox_attack(defense, x, y, attack)
+                case _:
+                    return x
+        except ValueError as error:  # no Foolbox, no such attack, no such tap
             raise EvaluationError(str(error)) from error
 
     def _adaptive(self, defense: Defense, attack: AttackSettings, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

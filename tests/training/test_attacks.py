@@ -6,9 +6,9 @@ from torch import nn
 
 from models.catalog import build_defense
 from models.checkpoint import Card
-from models.classifiers import Classifier
+from models.classifiers import Classifier, build_classifier, frozen
 from models.purifiers import Purified
-from training.attacks import AttackSettings, ascend, bpda, foolbox_attack, static, two_view
+from training.attacks import AttackSettings, ascend, bpda, distort, foolbox_attack, static, two_view
 
 PGD = AttackSettings(name="pgd", mode="static", epsilon=0.1, step_size=0.03, steps=10)
 
@@ -211,3 +211,24 @@ def test_attacks_describe_what_is_special_about_them():
     assert AttackSettings(name="r", **start, random_start=True, restarts=3).text().endswith("3 random starts")
     found = AttackSettings(name="cw", mode="foolbox", attack="L2Deep", epsilon=0.5, arguments={"steps": 9}).text()
     assert found == "cw: Foolbox L2Deep, steps 9, epsilon 0.5"
+
+
+def test_distorted_features_are_far_from_the_clean_ones_within_the_budget():
+    plain = defense(frozen(build_classifier("resnet18-thin")))
+    x = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    fields = {"tap": "block2", "epsilon": 8 / 255, "step_size": 4 / 255, "random_start": True}
+    x_adv = [distort(plain, x, AttackSettings(name="f", mode="features", steps=steps, **fields)) for steps in (0, 1, 5)]
+
+    def features(image):
+        return plain.classifier.tapped(image, ["block2"])[0]
+
+    far = [(features(image) - features(x)).square().sum() for image in x_adv]
+    assert far[0] < far[1] < far[2]
+    assert (x_adv[2] - x).abs().max() <= 8 / 255 + 1e-6
+
+
+def test_distorting_features_needs_a_tap_and_a_random_start():
+    with pytest.raises(ValueError, match="mode 'features' and the field `tap` go together"):
+        AttackSettings(name="f", mode="features", random_start=True)
+    with pytest.raises(ValueError, match="needs random_start"):
+        AttackSettings(name="f", mode="features", tap="stem")
