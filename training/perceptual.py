@@ -84,8 +84,3 @@ def tapped_vgg(layers: nn.Sequential) -> Classifier:
             taps[f"conv{block}-{place}"] = layer
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # torchvision's, of ImageNet
     return Classifier(layers, nn.Flatten(), mean=mean, std=std, taps=taps)
-
-
-def mean_absolute(one: Tensor, other: Tensor) -> Tensor:
-    """Mean absolute error. Two of one shape -> scalar."""
-    return (one - other).abs().mean()

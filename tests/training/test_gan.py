@@ -11,11 +11,13 @@ from training.augment import Cropper
 from training.data import load_data
 from training.gan import GanSettings
 from training.loop import Loop
+from training.nrp import NrpGame, NrpSettings, VggCritic, relativistic
 from training.perceptual import Perceptual, PerceptualSettings, tapped_vgg
 from training.pix2pix import PatchCritic, Pix2PixGame, Pix2PixSettings
 from training.recipe import load_recipe
 
 TINY = {
+    "nrp-cifar10": {"width": 4, "blocks": 1},
     "pix2pix-cifar10": {"width": 4},
 }
 
@@ -94,6 +96,32 @@ def test_pix2pix_terms_by_hand(setting):
     assert terms["adversarial"] == pytest.approx(-fake.sigmoid().log().item(), rel=1e-4)
     expected = -real.sigmoid().log() - (1 - fake.sigmoid()).log()
     assert game.critic_loss(x, x_adv, z).item() == pytest.approx(expected.item(), rel=1e-3)
+
+
+def test_nrp_terms_by_hand(setting):
+    made = setting("nrp-cifar10")
+    settings = NrpSettings(tap="block5", alpha=0.005, gamma=0.01, lam=1)
+    perceptual = Perceptual(made, settings)
+    perceptual.features = lambda x: 2 * x
+    game = NrpGame(made, settings, perceptual, Constant())
+    x, x_adv, z = (torch.full((2, 3, 8, 8), value) for value in (0.5, 0.3, 0.6))
+    terms = game.purifier_losses(x, x_adv, z)
+    assert terms["perceptual"].item() == pytest.approx(0.2, rel=1e-4)
+    assert terms["pixel"].item() == pytest.approx(0.01 * 0.1 * (3 * 8 * 8) ** 0.5, rel=1e-4)
+    gap = torch.tensor(10 * (0.6 - 0.5))  # the purified images look cleaner to this critic
+    assert terms["adversarial"].item() == pytest.approx(0.005 * -gap.sigmoid().log().item(), rel=1e-3)
+    assert game.critic_loss(x, x_adv, z).item() == pytest.approx(-2 * (-gap).sigmoid().log().item(), rel=1e-3)
+
+
+def test_the_relativistic_loss_compares_each_with_the_mean_of_the_others():
+    higher, lower = torch.tensor([[2.0], [0.0]]), torch.tensor([[3.0], [-1.0]])
+    expected = -(torch.tensor([1.0, -1.0]).sigmoid().log()).mean()
+    assert relativistic(higher, lower).item() == pytest.approx(expected.item())
+
+
+@pytest.mark.parametrize("side", [32, 128])
+def test_the_vgg_critic_judges_crops_of_any_size(side):
+    assert VggCritic(4)(torch.rand(2, 3, side, side)).shape == (2, 1)
 
 
 def test_the_patch_critic_judges_nine_by_nine_patches_of_sixteen_pixels():
