@@ -23,10 +23,27 @@ Selection = Literal["fixed", "min-aux", "best-iterate"]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """An objective's value on a batch: loss (N,) with its graph where asked for, logits (N, K) read off the same forwards."""
+    """An objective's value on a batch: loss (N,) with its graph where asked for, logits (N, K) read off the same forwards.
+
+    surrogate: (N,), what the descent goes down and the choice goes by, where that isn't `loss`. The skip rule and what is
+    reported go by `loss` all the same.
+    """
 
     loss: Tensor
     logits: Tensor
+    surrogate: Tensor | None = None
+
+    @property
+    def descended(self) -> Tensor:
+        """(N,)"""
+        return self.loss if self.surrogate is None else self.surrogate
+
+    def chunk(self, parts: int) -> list["Evaluation"]:
+        """The values of `parts` equally large parts of the batch."""
+        fields = [self.loss.chunk(parts), self.logits.chunk(parts)]
+        if self.surrogate is not None:
+            fields.append(self.surrogate.chunk(parts))
+        return [Evaluation(*each) for each in zip(*fields, strict=True)]
 
 
 class Objective(Protocol):
@@ -128,18 +145,20 @@ class _Best:
 
     def __init__(self, x: Tensor, before: Evaluation, on_candidate: Callable[[Tensor], None] | None) -> None:
         self.image, self.logits = x.clone(), before.logits.detach().clone()
-        self.loss = torch.full_like(before.loss.detach(), torch.inf)  # nothing was offered yet
+        self.loss = before.loss.detach().clone()
+        self.descended = torch.full_like(self.loss, torch.inf)  # nothing was offered yet
         self.epsilon = torch.zeros_like(self.loss)
         self.on_candidate = on_candidate
 
     def offer(self, rows: Tensor, image: Tensor, found: Evaluation, epsilon: float) -> None:
         """A candidate for the images `rows` (M,) of the batch."""
-        loss, logits = found.loss.detach(), found.logits.detach()
+        loss, logits, descended = found.loss.detach(), found.logits.detach(), found.descended.detach()
         if self.on_candidate:
             self.on_candidate(logits)
-        better = loss < self.loss[rows]
+        better = descended < self.descended[rows]
         chosen = rows[better]
         self.image[chosen], self.logits[chosen], self.loss[chosen] = image[better], logits[better], loss[better]
+        self.descended[chosen] = descended[better]
         self.epsilon[chosen] = epsilon
 
 
@@ -179,7 +198,7 @@ def _forward(objective: Objective, x: Tensor) -> tuple[Evaluation, "_Gradient"]:
     with torch.enable_grad():
         leaf = x.detach().clone().requires_grad_()
         found = objective(leaf)
-    return found, _Gradient(leaf, found.loss)
+    return found, _Gradient(leaf, found.descended)
 
 
 @dataclass
@@ -255,10 +274,9 @@ class _Walk:
             self.gradients = gradient().chunk(parts)
         if not (last or self.settings.selection == "best-iterate"):
             return
-        losses, logits = evaluation.loss.chunk(parts), evaluation.logits.chunk(parts)
-        for path, image, loss, read in zip(self.paths, images.chunk(parts), losses, logits, strict=True):
+        for path, image, found in zip(self.paths, images.chunk(parts), evaluation.chunk(parts), strict=True):
             epsilon = min(path.budgets[0], self.settings.reach(t))
-            self.best.offer(self.rows, image, Evaluation(loss, read), epsilon)
+            self.best.offer(self.rows, image, found, epsilon)
 
 
 def _result(

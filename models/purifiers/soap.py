@@ -18,7 +18,7 @@ What the paper leaves open or contradicts, and what we chose:
 """
 
 from collections.abc import Sequence
-from typing import Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 import torch
 from pydantic import Field
@@ -29,6 +29,8 @@ from models.classifiers import Classifier
 from models.purifiers.base import Material, Options, Purified, Purifier, PurifierInfo, Wanted, register
 from models.purifiers.descent import DescentSettings, Evaluation, Objective, descend, passes
 from models.rounding import by_rows
+
+Distance = Literal["squared", "symmetric-kl"]
 
 PAPER = "Shi, Holtz, Mishne: Online Adversarial Purification based on Self-Supervision, ICLR 2021"
 
@@ -57,6 +59,17 @@ def reconstruction_error(x: Tensor, reconstruction: Tensor) -> Tensor:
     return squared_length(x - reconstruction)
 
 
+def symmetric_kl(logits_1: Tensor, logits_2: Tensor) -> Tensor:
+    """KL(p_1, p_2) + KL(p_2, p_1) of two views' class probabilities, per image. (N, K), (N, K) -> (N,), each >= 0."""
+
+    def divergence(rows: Tensor) -> Tensor:
+        first, second = rows.chunk(2, dim=1)
+        log_1, log_2 = first.log_softmax(1), second.log_softmax(1)
+        return ((log_1.exp() - log_2.exp()) * (log_1 - log_2)).sum(dim=1)
+
+    return by_rows(divergence, torch.cat([logits_1, logits_2], dim=1))
+
+
 def squared_length(x: Tensor) -> Tensor:
     """Squared L2 norm of each image's values. (N, ...) -> (N,)."""
     return by_rows(lambda rows: rows.square().sum(dim=1), x)
@@ -78,9 +91,16 @@ class SoapObjective(Objective, Protocol):
 class LabelConsistency:
     """Eq. (8) as a descent objective; the second view's gradient is weighted, its value is not."""
 
-    def __init__(self, classifier: Classifier, second_view_gradient: float, second_view_share: float) -> None:
-        self.classifier, self.weight, self.share = classifier, second_view_gradient, second_view_share
-        self.views, self.gradient_views = 2, 1 if second_view_gradient == 0 else 2
+    def __init__(
+        self,
+        classifier: Classifier,
+        second_view_gradient: float,
+        second_view_share: float,
+        distance: Distance = "squared",
+    ) -> None:
+        self.classifier, self.distance = classifier, distance
+        self.weight, self.share = second_view_gradient, second_view_share
+        self.views, self.gradient_views = 2, 1 if self.weight == 0 else 2
         self.batch_invariant = classifier.batch_invariant
 
     def __call__(self, x: Tensor) -> Evaluation:
@@ -91,7 +111,8 @@ class LabelConsistency:
         else:
             first, second = self.classifier(torch.cat([x, flip_crop(x)])).chunk(2)
             second = second.detach() + self.weight * (second - second.detach())  # the value stays exact
-        return Evaluation(label_consistency(first, second), self._mixed(first, second))
+        surrogate = symmetric_kl(first, second) if self.distance == "symmetric-kl" else None
+        return Evaluation(label_consistency(first, second), self._mixed(first, second), surrogate)
 
     def view_logits(self, x: Tensor) -> Tensor:
         """Both views' logits. (N, C, H, W) -> (2, N, K)."""
@@ -166,6 +187,11 @@ class LabelConsistencySettings(DescentSettings):
     )
     second_view_share: float = Field(
         default=0.0, ge=0, le=1, description="how much the second view's logits count in the prediction (ours)"
+    )
+    distance: Distance = Field(
+        default="squared",
+        description="what is descended: Eq. (8), or the two views' Kullback-Leibler divergences (ours). The latter ends where "
+        "both are sure of one class, so it says nothing of the incoming image; skip rule and suspicion stay with Eq. (8)",
     )
 
 
@@ -249,7 +275,8 @@ def _settings(model: type[S], material: Material) -> S:
 def soap_lc(material: Material) -> Purifier:
     """SOAP with label consistency, Eq. (8)."""
     settings = _settings(LabelConsistencySettings, material)
-    objective = LabelConsistency(material.classifier, settings.second_view_gradient, settings.second_view_share)
+    views = settings.second_view_gradient, settings.second_view_share
+    objective = LabelConsistency(material.classifier, *views, settings.distance)
     summary = "descends the distance between the logits of the image and of its flipped, cropped copy"
     return Soap("soap-lc", summary, objective, settings, material.calibration)
 

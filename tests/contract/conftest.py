@@ -58,6 +58,7 @@ REPRESENTATIVE: dict[str, dict[str, tuple[Network, dict[str, Any]]]] = {
             RESNET,
             {"selection": "best-iterate", **GRID, "second_view_gradient": -0.1, "second_view_share": 0.5},
         ),
+        "symmetric-kl": (RESNET, {"selection": "best-iterate", **GRID, "distance": "symmetric-kl"}),
     },
     "soap-rp": _descents(ROTATION),
     "soap-dr": {

@@ -1,11 +1,13 @@
 """SOAP's objectives, Eq. (6) to (8), against values computed by hand."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.autograd import gradcheck
 
-from models.classifiers import Classifier, frozen
+from models.classifiers import Classifier, build_classifier, frozen
 from models.purifiers import Material, build_purifier
 from models.purifiers.soap import (
     LabelConsistency,
@@ -16,6 +18,7 @@ from models.purifiers.soap import (
     reconstruction_error,
     rotation_error,
     rotations,
+    symmetric_kl,
 )
 
 FIXED = {"selection": "fixed", "budgets": [0.1], "step_size": 0.1, "steps": 1}
@@ -46,6 +49,33 @@ def test_label_consistency_by_hand() -> None:
     assert label_consistency(one, two).tolist() == [5.0, 9.0]
 
 
+def test_symmetric_kl_by_hand() -> None:
+    sure, even = torch.tensor([[math.log(3.0), 0.0]]), torch.zeros(1, 2)  # 3/4 and 1/4; 1/2 and 1/2
+    expected = (3 / 4 - 1 / 2) * (math.log(3 / 4) - math.log(1 / 2)) + (1 / 4 - 1 / 2) * (
+        math.log(1 / 4) - math.log(1 / 2)
+    )
+    assert symmetric_kl(sure, even).tolist() == pytest.approx([expected])
+    assert symmetric_kl(even, sure).tolist() == pytest.approx([expected])
+    assert symmetric_kl(sure, sure + 5).tolist() == pytest.approx([0.0], abs=1e-6)  # logits 5 apart, one distribution
+
+
+def test_with_symmetric_kl_the_descent_lowers_it_while_skip_and_reports_stay_with_the_squares() -> None:
+    torch.manual_seed(0)
+    classifier = frozen(build_classifier("resnet18-thin"))
+    settings = {"selection": "best-iterate", "budgets": [8 / 255], "step_size": 2 / 255, "steps": 3}
+    x = image(2, 3, 32, 32).float()
+    found, far = {}, {}
+    for distance in ("squared", "symmetric-kl"):
+        purifier = build_purifier("soap-lc", Material(classifier, {**settings, "distance": distance}, ()))
+        found[distance] = purifier.purify(x)
+        far[distance] = symmetric_kl(*purifier.view_logits(found[distance].image))
+        after = label_consistency(*purifier.view_logits(found[distance].image))
+        assert torch.allclose(found[distance].objective_after, after, atol=1e-5)
+    assert torch.equal(found["squared"].objective_before, found["symmetric-kl"].objective_before)
+    assert not torch.equal(found["squared"].image, found["symmetric-kl"].image)
+    assert (far["symmetric-kl"] <= symmetric_kl(*purifier.view_logits(x))).all()
+
+
 def test_reconstruction_error_by_hand() -> None:
     # Eq. (6): 4 pixels off by 0.5 are 4 * 0.25 = 1; a perfect copy is 0.
     x = torch.full((2, 1, 2, 2), 0.5)
@@ -68,7 +98,7 @@ def test_rotations_go_counterclockwise_rotation_by_rotation() -> None:
 
 
 def test_flip_crop_is_index_arithmetic() -> None:
-    x = image(2, 3, 32, 32)
+    x = image(2, 3, 32, 32).float()
     rows = [4 + 24 * i // 32 for i in range(32)]  # the centre 24 of 32, nearest neighbour
     columns = [31 - row for row in rows]  # mirrored
     assert torch.equal(flip_crop(x), x[:, :, rows][..., columns])
