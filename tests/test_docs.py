@@ -24,20 +24,38 @@ def test_tables_are_what_the_results_say(page):
     assert rendered(text) == text, "run: python -m training.tables"
 
 
+def results_of(card):
+    """The result files that a card names, with what it took from each."""
+    files = {}
+    for measured in card.measured:
+        files.setdefault(measured.detail.rsplit("; ", 1)[1], []).append(measured)
+    return [(json.loads((RESULTS / file).read_text()), taken) for file, taken in files.items()]
+
+
+def cards():
+    return {offer.classifier: offer.base.checkpoint.card for offer in Catalog.open().offers()}.values()
+
+
 def test_every_shipped_checkpoint_carries_its_committed_results():
-    for offer in Catalog.open().offers():
-        file = RESULTS / f"{offer.model}-{offer.classifier}-soap-{offer.model}.json"
-        found = json.loads(file.read_text())
-        assert found["weights_sha256"] == offer.card.weights_sha256
-        cells = {(c["purifier"] + (" (oracle)" if c["oracle"] else ""), c["attack"]["name"]): c for c in found["cells"]}
-        measured = {(m.purifier, m.attack): m for m in offer.card.measured}
-        assert {key: m.accuracy for key, m in measured.items()} == {key: c["accuracy"] for key, c in cells.items()}
+    for card in cards():
+        assert card.measured
+        for found, taken in results_of(card):
+            assert found["weights_sha256"] == card.weights_sha256
+            names = [
+                (c["purifier"] + (" (oracle)" if c["oracle"] else ""), c["attack"]["name"]) for c in found["cells"]
+            ]
+            cells = dict(zip(names, found["cells"], strict=True))
+            measured = {(m.purifier, m.attack): m for m in taken}
+            assert {key: m.accuracy for key, m in measured.items()} == {key: c["accuracy"] for key, c in cells.items()}
 
 
-def test_results_were_measured_with_the_settings_that_are_served():
+def test_every_offer_was_measured_with_the_settings_and_weights_that_are_served():
     for offer in Catalog.open().offers():
-        file = RESULTS / f"{offer.model}-{offer.classifier}-soap-{offer.model}.json"
-        assert json.loads(file.read_text())["settings"][offer.purifier] == offer.entry.settings
+        assert offer.measured(), f"{offer.purifier} on {offer.classifier}"
+        for found, taken in results_of(offer.card):
+            if any(measured in taken for measured in offer.measured()):
+                assert found["settings"][offer.purifier] == offer.entry.settings
+                assert found.get("addons", {}).get(offer.purifier, []) == list(offer.addon_sha256)
 
 
 def test_static_results_have_a_thousand_images_and_adaptive_ones_two_hundred():

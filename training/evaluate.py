@@ -321,5 +321,6 @@ def measurements(cells: Sequence[Cell], where: str, addons: Mapping[str, Sequenc
 def with_measurements(
     card: Card, cells: Sequence[Cell], where: str, addons: Mapping[str, Sequence[str]] | None = None
 ) -> Card:
-    """`card` with its measured results replaced."""
-    return card.model_copy(update={"measured": measurements(cells, where, addons or {})})
+    """`card` with the results of the file `where` replaced; those of others stay."""
+    others = tuple(each for each in card.measured if not each.detail.endswith(f"; {where}"))
+    return card.model_copy(update={"measured": (*others, *measurements(cells, where, addons or {}))})

@@ -59,6 +59,40 @@ def _beside(cell: Cell) -> str:
     return f"{100 * cell.accuracy:.1f}{paper}"
 
 
+def addons(classifiers: Sequence[str]) -> str:
+    """Purifiers beside a frozen classifier: attacks on the classifier, their worst case image by image, and BPDA."""
+    heads = {
+        "none": "no attack",
+        "fgsm": "FGSM",
+        "pgd": "PGD",
+        "pgd-100": "PGD-100",
+        "mim": "MIM",
+        "deepfool": "DeepFool",
+    }
+    heads |= {"cw": "C&W", "features": "features"}
+    rows = [
+        f"| classifier | purifier | {' | '.join(heads.values())} | worst of these | BPDA |",
+        "|---" * (len(heads) + 4) + "|",
+    ]
+    for classifier in classifiers:
+        cells = [cell for cell in _cells(f"cifar10-{classifier}-addons-cifar10.json") if not cell.oracle]
+        for purifier in dict.fromkeys(cell.purifier for cell in cells):
+            mine = {cell.attack.name: cell for cell in cells if cell.purifier == purifier}
+            shown = [_beside(mine[name]) for name in heads]
+            adaptive = _beside(mine["bpda"]) if "bpda" in mine else ""
+            worst = f"{100 * _worst([mine[name] for name in heads]):.1f}"
+            rows.append(f"| {classifier} | `{purifier}` | {' | '.join(shown)} | {worst} | {adaptive} |")
+    return "\n".join(rows)
+
+
+def _worst(cells: Sequence[Cell]) -> float:
+    """Share of the images that are right under every one of the attacks."""
+    withstood = [
+        all(outcome == "1" for outcome in image) for image in zip(*(cell.outcomes for cell in cells), strict=True)
+    ]
+    return sum(withstood) / len(withstood)
+
+
 def purifiers() -> str:
     """What the shipped zoo offers, and what it costs."""
     catalog = Catalog.open()

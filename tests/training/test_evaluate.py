@@ -95,6 +95,15 @@ def test_measurements_stand_in_the_card_beside_the_papers(defenses, plan, data, 
     assert measured["soap-dr", "bpda"].n == 8
 
 
+def test_a_card_keeps_the_results_of_other_files(defenses, plan, data, tmp_path, quiet, trained):
+    cells = Evaluation(defenses, plan, tmp_path / "r.json", data).run(quiet, attacks=["none"])
+    card = with_measurements(read_card(trained), cells, "r.json")
+    both = with_measurements(card, cells, "s.json", {"soap-dr": ["f" * 64]})
+    assert len(both.measured) == 2 * len(card.measured) == 2 * len(cells)
+    assert with_measurements(both, cells[:1], "s.json").measured[: len(cells)] == card.measured
+    assert {m.addons for m in both.measured if m.purifier == "soap-dr"} == {(), ("f" * 64,)}
+
+
 def test_variants_come_from_a_file(defenses, tmp_path):
     path = tmp_path / "v.toml"
     path.write_text(
