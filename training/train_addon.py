@@ -11,6 +11,7 @@ from models.catalog import Catalog
 from models.checkpoint import AddOnCard, Card, Checkpoint, save_checkpoint
 from models.classifiers import Classifier, frozen
 from models.networks import build_network, frozen_network
+from training import reverse as _reverse  # noqa: F401  (registers its trainer)
 from training.addons import Setting, trainer
 from training.augment import Cropper
 from training.calibrate import calibrate

@@ -175,8 +175,8 @@ def build_purifier(kind: str, material: Material) -> Purifier:
     return _BUILDERS[kind](material)
 
 
-def uniform(x: Tensor, seeds: Sequence[int] | None, radius: float) -> Tensor:
-    """Uniform noise in [-radius, radius], each image's from its own seed. (N, C, H, W), N seeds -> (N, C, H, W).
+def one_each(x: Tensor, seeds: Sequence[int] | None) -> list[int]:
+    """The seeds of the images x (N, ...).
 
     Raises:
         ValueError: no seeds, or not one for each image.
@@ -184,7 +184,16 @@ def uniform(x: Tensor, seeds: Sequence[int] | None, radius: float) -> Tensor:
     if seeds is None or len(seeds) != len(x):
         came = "none" if seeds is None else str(len(seeds))
         raise ValueError(f"this purifier draws random numbers and needs a seed for each of {len(x)} images; got {came}")
-    draws = [torch.rand(x.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    return list(seeds)
+
+
+def uniform(x: Tensor, seeds: Sequence[int] | None, radius: float) -> Tensor:
+    """Uniform noise in [-radius, radius], each image's from its own seed. (N, C, H, W), N seeds -> (N, C, H, W).
+
+    Raises:
+        ValueError: no seeds, or not one for each image.
+    """
+    draws = [torch.rand(x.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in one_each(x, seeds)]
     return (2 * torch.stack(draws).to(x) - 1) * radius if draws else torch.zeros_like(x)
 
 

@@ -78,6 +78,8 @@ class SoapObjective(Objective, Protocol):
 class LabelConsistency:
     """Eq. (8) as a descent objective; the second view's gradient is weighted, its value is not."""
 
+    logit_views = 0
+
     def __init__(self, classifier: Classifier, second_view_gradient: float, second_view_share: float) -> None:
         self.classifier, self.weight, self.share = classifier, second_view_gradient, second_view_share
         self.views, self.gradient_views = 2, 1 if second_view_gradient == 0 else 2
@@ -110,6 +112,7 @@ class RotationPrediction:
     """Eq. (7) with the squared error that Sec. 3.4 uses for purification."""
 
     views = gradient_views = 4
+    logit_views = 0
 
     def __init__(self, classifier: Classifier) -> None:
         self.classifier, self.aux_head = classifier, _aux_head(classifier, "rotation head")
@@ -134,6 +137,7 @@ class Reconstruction:
     """Eq. (6); "at test-time, L_aux of the reconstruction is computed without input corruption" (Sec. 4)."""
 
     views = gradient_views = 1
+    logit_views = 0
 
     def __init__(self, classifier: Classifier) -> None:
         self.classifier, self.aux_head = classifier, _aux_head(classifier, "decoder")

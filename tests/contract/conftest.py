@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from models.catalog import ZOO, Catalog, Defense, Offer, build_defense
 from models.checkpoint import CARD, Card, InputSpec, PurifierEntry
 from models.classifiers import Classifier, build_classifier, frozen
-from models.purifiers import Purified, kinds
+from models.networks import build_network, frozen_network
+from models.networks.reverse import ContrastiveHead
+from models.purifiers import Options, Purified, kinds
 from models.purifiers.descent import Selection
 
 N = 6  # images in a batch
@@ -53,7 +55,16 @@ REPRESENTATIVE: dict[str, dict[str, tuple[Network, dict[str, Any]]]] = {
         **_descents(CNN),
         "fcn": (FCN, {"selection": "min-aux", "budgets": [0, 0.1, 0.2, 0.3], "step_size": 0.1, "steps": 5}),
     },
+    "reverse": {
+        "random-start": (RESNET, {"budgets": [16 / 255], "step_size": 4 / 255, "steps": 3, "random_start": 16 / 255}),
+        "plain-start": (RESNET, {"budgets": [16 / 255], "step_size": 4 / 255, "steps": 3, "views": 2}),
+        "min-aux": (RESNET, {"selection": "min-aux", **ODD, "views": 3}),
+        "best-iterate": (RESNET, {"selection": "best-iterate", **ODD, "random_start": 0.02}),
+    },
 }
+
+# The networks that kinds bring along: kind -> name and arguments.
+OWN_NETWORK: dict[str, tuple[str, dict[str, Any]]] = {"reverse": ("reverse", {"features": 64, "negatives": 32})}
 
 
 @dataclass(frozen=True)
@@ -93,29 +104,50 @@ def _seeded_classifier(architecture: str, arguments: tuple[tuple[str, Any], ...]
     with torch.random.fork_rng():
         torch.manual_seed(7)
         network = build_classifier(architecture, **dict(arguments))
-        for layer in network.modules():
-            if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
-                nn.init.kaiming_normal_(layer.weight)  # livelier than the default: six toy images get several labels
-            if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
-                nn.init.normal_(layer.running_mean, std=0.3)
-                nn.init.uniform_(layer.running_var, 0.5, 1.5)
-                nn.init.normal_(layer.bias, std=0.3)
+        _enliven(network)
     return frozen(network)
+
+
+@cache
+def _seeded_network(kind: str) -> nn.Module | None:
+    """The network that a kind brings along, frozen; None where it brings none."""
+    if kind not in OWN_NETWORK:
+        return None
+    name, arguments = OWN_NETWORK[kind]
+    with torch.random.fork_rng():
+        torch.manual_seed(8)
+        network = build_network(name, **arguments)
+        _enliven(network)
+        if isinstance(network, ContrastiveHead):
+            network.bank.uniform_()
+    return frozen_network(network)
+
+
+def _enliven(network: nn.Module) -> None:
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            nn.init.kaiming_normal_(layer.weight)  # livelier than the default: six toy images get several labels
+        if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+            nn.init.normal_(layer.running_mean, std=0.3)
+            nn.init.uniform_(layer.running_var, 0.5, 1.5)
+            nn.init.normal_(layer.bias, std=0.3)
 
 
 @cache
 def _seeded_defense(kind: str, label: str) -> Defense:
     network, settings = REPRESENTATIVE[kind][label]
     classifier = _seeded_classifier(network[0], tuple(network[1].items()))
-    card = _card(network, PurifierEntry(kind=kind, settings={**settings, "skip_percentile": None}))
+
+    def built(settings: dict[str, Any], calibration: dict[str, tuple[float, ...]] | None = None) -> Defense:
+        card = _card(network, PurifierEntry(kind=kind, settings=settings), calibration)
+        return build_defense(NAME, card, classifier, network=_seeded_network(kind))
+
     if "skip_percentile" not in settings:
-        return build_defense(NAME, _card(network, PurifierEntry(kind=kind, settings=settings)), classifier)
+        return built(settings)
     # Calibrated on the toy images themselves, so that half of them are skipped.
-    losses = build_defense(NAME, card, classifier).purify(toy_images(card), seeds=range(N)).objective_before
-    percentiles = tuple(sorted(losses.quantile(torch.linspace(0, 1, 101)).tolist()))
-    return build_defense(
-        NAME, _card(network, PurifierEntry(kind=kind, settings=settings), {kind: percentiles}), classifier
-    )
+    bare = built({**settings, "skip_percentile": None})
+    losses = bare.purify(toy_images(bare.card), seeds=range(N)).objective_before
+    return built(settings, {kind: tuple(sorted(losses.quantile(torch.linspace(0, 1, 101)).tolist()))})
 
 
 def _card(network: Network, entry: PurifierEntry, calibration: dict[str, tuple[float, ...]] | None = None) -> Card:
@@ -168,12 +200,9 @@ def answer(defense: Defense, images: Tensor) -> Purified:
 @pytest.fixture(scope="session")
 def without_budget(defense: Defense) -> Defense | None:
     """The same purifier with a budget of zero; None where it declares no budget."""
-    entry = defense.card.purifiers[defense.name]
     if defense.info.eps_pfy is None:
         return None
-    settings = {**entry.settings, "budgets": [0.0]} if "budgets" in entry.settings else entry.settings
-    purifiers = {defense.name: entry.model_copy(update={"settings": settings})}
-    return build_defense(defense.name, defense.card.model_copy(update={"purifiers": purifiers}), defense.classifier)
+    return defense.with_options(Options(epsilon=0.0)) if "epsilon" in defense.info.options else defense
 
 
 @pytest.fixture
