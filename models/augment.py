@@ -105,7 +105,8 @@ def colour_matrix(saturation: Tensor, hue: Tensor) -> Tensor:
     gray, turn = _GRAY.to(hue).flatten(), _TURN.to(hue).flatten()
     chroma = torch.eye(3).to(hue).flatten() - gray
     angle = 2 * math.pi * hue[:, None]
-    return gray + saturation[:, None] * (angle.cos() * chroma + angle.sin() * turn)
+    matrix: Tensor = gray + saturation[:, None] * (angle.cos() * chroma + angle.sin() * turn)
+    return matrix
 
 
 def _recoloured(x: Tensor, colour: Tensor) -> Tensor:
