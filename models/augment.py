@@ -58,7 +58,8 @@ class Views:
         """The views that uniform numbers decide. uniform: (N, DRAWS) in [0, 1)."""
         # In blocks of rows: cosine and square root may round the end of a vector differently.
         values = by_rows(_parameters, uniform)
-        return cls(*values[:, :7].unbind(1), values[:, 7:])
+        left, top, width, height, mirrored, brightness, contrast = values[:, :7].unbind(1)
+        return cls(left, top, width, height, mirrored, brightness, contrast, colour=values[:, 7:])
 
     def of(self, x: Tensor) -> Tensor:
         """Image i's view i, differentiable in x. (N, 3, H, W) in [0, 1] -> the same."""
@@ -104,21 +105,23 @@ def colour_matrix(saturation: Tensor, hue: Tensor) -> Tensor:
     gray, turn = _GRAY.to(hue).flatten(), _TURN.to(hue).flatten()
     chroma = torch.eye(3).to(hue).flatten() - gray
     angle = 2 * math.pi * hue[:, None]
-    return gray + saturation[:, None] * (angle.cos() * chroma + angle.sin() * turn)
+    matrix: Tensor = gray + saturation[:, None] * (angle.cos() * chroma + angle.sin() * turn)
+    return matrix
 
 
 def _recoloured(x: Tensor, colour: Tensor) -> Tensor:
     # Three products and two sums of whole planes: a matrix product would round by the number of rows.
     matrix = colour.view(-1, 3, 3, 1, 1)
     red, green, blue = x[:, 0:1], x[:, 1:2], x[:, 2:3]
-    return matrix[:, :, 0] * red + matrix[:, :, 1] * green + matrix[:, :, 2] * blue
+    recoloured: Tensor = matrix[:, :, 0] * red + matrix[:, :, 1] * green + matrix[:, :, 2] * blue
+    return recoloured
 
 
 def _mean_luma(x: Tensor) -> Tensor:
     """(N, 3, H, W) -> (N, 1, 1, 1)."""
     red, green, blue = LUMA.tolist()
     luma = red * x[:, 0] + green * x[:, 1] + blue * x[:, 2]
-    return by_rows(lambda rows: rows.mean(dim=1, keepdim=True), luma)[:, :, None, None]
+    return _image(by_rows(lambda rows: rows.mean(dim=1), luma))
 
 
 def _between(bounds: tuple[float, float], uniform: Tensor) -> Tensor:
@@ -127,4 +130,4 @@ def _between(bounds: tuple[float, float], uniform: Tensor) -> Tensor:
 
 def _image(values: Tensor) -> Tensor:
     """(N,) -> (N, 1, 1, 1)."""
-    return values[:, None, None, None]
+    return values.view(-1, 1, 1, 1)

@@ -41,8 +41,8 @@ class ContrastiveHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """z, of length 1, as the cosines of Eq. (4) need it. (..., features) -> (..., outputs)."""
-        z: Tensor = F.normalize(self.layers(features.flatten(0, -2)), dim=1)
-        return z.unflatten(0, features.shape[:-1])
+        z: Tensor = self.layers(features.flatten(0, -2)).unflatten(0, features.shape[:-1])
+        return F.normalize(z, dim=-1)
 
 
 def contrastive_loss(own: Tensor, others: Tensor, temperature: float) -> Tensor:

@@ -2,6 +2,7 @@
 
 from models.purifiers import generator as _generator  # noqa: F401  (registers its kinds)
 from models.purifiers import none as _none  # noqa: F401
+from models.purifiers import reverse as _reverse  # noqa: F401
 from models.purifiers import soap as _soap  # noqa: F401
 from models.purifiers.base import (
     Material,

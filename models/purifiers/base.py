@@ -175,6 +175,18 @@ def build_purifier(kind: str, material: Material) -> Purifier:
     return _BUILDERS[kind](material)
 
 
+def one_each(x: Tensor, seeds: Sequence[int] | None) -> list[int]:
+    """The seeds of the images x (N, ...).
+
+    Raises:
+        ValueError: no seeds, or not one for each image.
+    """
+    if seeds is None or len(seeds) != len(x):
+        came = "none" if seeds is None else str(len(seeds))
+        raise ValueError(f"this purifier draws random numbers and needs a seed for each of {len(x)} images; got {came}")
+    return list(seeds)
+
+
 def uniform(x: Tensor, seeds: Sequence[int] | None, radius: float) -> Tensor:
     """Uniform noise in [-radius, radius], each image's from its own seed. (N, C, H, W), N seeds -> (N, C, H, W).
 
@@ -194,10 +206,7 @@ def gaussian(x: Tensor, seeds: Sequence[int] | None, sigma: float) -> Tensor:
 
 
 def _drawn(draw: Callable[..., Tensor], x: Tensor, seeds: Sequence[int] | None) -> Tensor:
-    if seeds is None or len(seeds) != len(x):
-        came = "none" if seeds is None else str(len(seeds))
-        raise ValueError(f"this purifier draws random numbers and needs a seed for each of {len(x)} images; got {came}")
-    draws = [draw(x.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    draws = [draw(x.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in one_each(x, seeds)]
     return torch.stack(draws).to(x) if draws else torch.zeros_like(x)
 
 

@@ -10,53 +10,68 @@ to bind: 11 gradients for multiples of the step size, bit for bit the same image
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, Self
+from functools import cached_property
+from typing import Literal, Protocol, Self, runtime_checkable
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
-from models.purifiers.base import Options, Purified, Wanted, counted, uniform
+from models.purifiers.base import Options, Purified, Wanted, counted, one_each, uniform
 
 Selection = Literal["fixed", "min-aux", "best-iterate"]
 
 
-@dataclass(frozen=True)
 class Evaluation:
     """An objective's value on a batch: loss (N,) with its graph where asked for, logits (N, K) read off the same forwards.
 
-    surrogate: (N,), what the descent goes down and the choice goes by, where that isn't `loss`. The skip rule and what is
-    reported go by `loss` all the same.
+    Logits that take a forward of their own are given as a function, called where somebody reads them. surrogate: (N,), what the
+    descent goes down and the choice goes by, where that isn't `loss`; the skip rule and what is reported go by `loss` all the
+    same.
     """
 
-    loss: Tensor
-    logits: Tensor
-    surrogate: Tensor | None = None
+    def __init__(self, loss: Tensor, logits: Tensor | Callable[[], Tensor], surrogate: Tensor | None = None) -> None:
+        self.loss, self._logits = loss, logits
+        self.descended = loss if surrogate is None else surrogate
 
-    @property
-    def descended(self) -> Tensor:
-        """(N,)"""
-        return self.loss if self.surrogate is None else self.surrogate
+    @cached_property
+    def logits(self) -> Tensor:
+        """(N, K)."""
+        return self._logits if isinstance(self._logits, Tensor) else self._logits()
 
     def chunk(self, parts: int) -> list["Evaluation"]:
         """The values of `parts` equally large parts of the batch."""
-        fields = [self.loss.chunk(parts), self.logits.chunk(parts)]
-        if self.surrogate is not None:
-            fields.append(self.surrogate.chunk(parts))
+        fields = (self.loss.chunk(parts), self.logits.chunk(parts), self.descended.chunk(parts))
         return [Evaluation(*each) for each in zip(*fields, strict=True)]
 
 
-class Objective(Protocol):
-    """A per-image auxiliary loss. `views` forwards an evaluation, `gradient_views` of them with a backward pass.
+class Cost(Protocol):
+    """What an objective costs an image. `views` forwards an evaluation, `gradient_views` of them with a backward pass.
 
-    `batch_invariant`: see `Classifier`.
+    `logit_views`: forwards that reading the logits takes beside them. `batch_invariant`: see `Classifier`.
     """
 
     views: int
     gradient_views: int
+    logit_views: int
     batch_invariant: bool
 
+
+class Objective(Cost, Protocol):
+    """A per-image auxiliary loss."""
+
     def __call__(self, x: Tensor) -> Evaluation: ...
+
+
+@runtime_checkable
+class RandomObjective(Cost, Protocol):
+    """A per-image auxiliary loss that draws random numbers: those of step `t` from each image's own seed."""
+
+    def drawn(self, t: int, seeds: Sequence[int]) -> Callable[[Tensor], Evaluation]: ...
+
+
+def _at(objective: Objective | RandomObjective, t: int, seeds: Sequence[int]) -> Callable[[Tensor], Evaluation]:
+    return objective.drawn(t, seeds) if isinstance(objective, RandomObjective) else objective
 
 
 class DescentSettings(BaseModel):
@@ -163,7 +178,7 @@ class _Best:
 
 
 def descend(
-    objective: Objective,
+    objective: Objective | RandomObjective,
     x: Tensor,
     settings: DescentSettings,
     skip_below: float | None = None,
@@ -178,7 +193,9 @@ def descend(
     `Purifier.purify`. `on_candidate` sees the logits (N, K) of every candidate that could be chosen, skipped images included.
     """
     x = x.detach()
-    before, gradient = _forward(objective, x)
+    random = isinstance(objective, RandomObjective) or (settings.random_start > 0 and bool(settings.descended()))
+    own = one_each(x, seeds) if random else []
+    before, gradient = _forward(_at(objective, 0, own), x)
     skip = before.loss.detach() <= (skip_below if skip_below is not None else -torch.inf)
     best = _Best(x, before, on_candidate)
     budgets = settings.descended()
@@ -186,7 +203,7 @@ def descend(
     if zero_in_grid or settings.selection == "best-iterate" or not budgets:
         best.offer(torch.arange(len(x), device=x.device), x, before, 0.0)
     if budgets and (on_candidate or not bool(skip.all())):
-        walk = _Walk(objective, x, settings, gradient, best, seeds)
+        walk = _Walk(objective, x, settings, gradient, best, own)
         # The skipped ones can leave early where that can't change the others' bits.
         if objective.batch_invariant and x.device.type == "cpu" and not on_candidate:
             walk.keep(~skip)
@@ -194,10 +211,10 @@ def descend(
     return _result(objective, x, settings, before, skip, best)
 
 
-def _forward(objective: Objective, x: Tensor) -> tuple[Evaluation, "_Gradient"]:
+def _forward(evaluate: Callable[[Tensor], Evaluation], x: Tensor) -> tuple[Evaluation, "_Gradient"]:
     with torch.enable_grad():
         leaf = x.detach().clone().requires_grad_()
-        found = objective(leaf)
+        found = evaluate(leaf)
     return found, _Gradient(leaf, found.descended)
 
 
@@ -219,14 +236,14 @@ class _Walk:
 
     def __init__(
         self,
-        objective: Objective,
+        objective: Objective | RandomObjective,
         x: Tensor,
         settings: DescentSettings,
         gradient: _Gradient,
         best: _Best,
-        seeds: Sequence[int] | None,
+        seeds: list[int],
     ) -> None:
-        self.objective, self.x, self.settings, self.best = objective, x, settings, best
+        self.objective, self.x, self.settings, self.best, self.seeds = objective, x, settings, best, seeds
         self.rows = torch.arange(len(x), device=x.device)
         start = _Path(settings.descended(), torch.zeros_like(x))
         self.paths = [start]
@@ -241,6 +258,7 @@ class _Walk:
         if bool(mask.all()):
             return
         self.rows, self.x = self.rows[mask], self.x[mask]
+        self.seeds = [seed for seed, kept in zip(self.seeds, mask.tolist(), strict=False) if kept]  # or none at all
         self.paths = [_Path(path.budgets, path.delta[mask]) for path in self.paths]
         self.gradients = self.gradients and [gradient[mask] for gradient in self.gradients]
 
@@ -266,11 +284,12 @@ class _Walk:
         """Losses at the iterates after t steps, and their gradients unless these are the last; offers what is a candidate."""
         parts, last = len(self.paths), t == self.settings.steps
         images = torch.cat([self.x + path.delta for path in self.paths])
+        evaluate = _at(self.objective, t, self.seeds * parts)
         if last:
             with torch.no_grad():
-                evaluation = self.objective(images)
+                evaluation = evaluate(images)
         else:
-            evaluation, gradient = _forward(self.objective, images)
+            evaluation, gradient = _forward(evaluate, images)
             self.gradients = gradient().chunk(parts)
         if not (last or self.settings.selection == "best-iterate"):
             return
@@ -280,7 +299,7 @@ class _Walk:
 
 
 def _result(
-    objective: Objective, x: Tensor, settings: DescentSettings, before: Evaluation, skip: Tensor, best: _Best
+    objective: Cost, x: Tensor, settings: DescentSettings, before: Evaluation, skip: Tensor, best: _Best
 ) -> Purified:
     forwards, backwards = passes(objective, settings)
     loss, logits = before.loss.detach(), before.logits.detach()
@@ -291,18 +310,20 @@ def _result(
         objective_before=loss,
         objective_after=torch.where(skip, loss, best.loss),
         # What this image alone needs; batched with others it may ride along in more.
-        forward_passes=torch.where(skip, objective.views, counted(x, forwards)),
+        forward_passes=torch.where(skip, objective.views + objective.logit_views, counted(x, forwards)),
         backward_passes=torch.where(skip, 0, counted(x, backwards)),
     )
 
 
-def passes(objective: Objective, settings: DescentSettings) -> tuple[int, int]:
+def passes(objective: Cost, settings: DescentSettings) -> tuple[int, int]:
     """Network forwards and backwards that one image costs when it is not skipped, views included."""
     budgets = settings.descended()
     if not budgets:
-        return objective.views, 0
+        return objective.views + objective.logit_views, 0
     distinct = [len(settings.groups(budgets, t)) for t in range(settings.steps + 1)]
     gradients = sum(distinct[:-1])
     # From a random start the incoming image is one evaluation more; else it is the start.
     forwards = gradients + distinct[-1] + (settings.random_start > 0)
-    return forwards * objective.views, gradients * objective.gradient_views
+    # Logits are read of the incoming image and of every other candidate.
+    reads = forwards if settings.selection == "best-iterate" else 1 + distinct[-1]
+    return forwards * objective.views + reads * objective.logit_views, gradients * objective.gradient_views

@@ -91,6 +91,8 @@ class SoapObjective(Objective, Protocol):
 class LabelConsistency:
     """Eq. (8) as a descent objective; the second view's gradient is weighted, its value is not."""
 
+    logit_views = 0
+
     def __init__(
         self,
         classifier: Classifier,
@@ -131,6 +133,7 @@ class RotationPrediction:
     """Eq. (7) with the squared error that Sec. 3.4 uses for purification."""
 
     views = gradient_views = 4
+    logit_views = 0
 
     def __init__(self, classifier: Classifier) -> None:
         self.classifier, self.aux_head = classifier, _aux_head(classifier, "rotation head")
@@ -155,6 +158,7 @@ class Reconstruction:
     """Eq. (6); "at test-time, L_aux of the reconstruction is computed without input corruption" (Sec. 4)."""
 
     views = gradient_views = 1
+    logit_views = 0
 
     def __init__(self, classifier: Classifier) -> None:
         self.classifier, self.aux_head = classifier, _aux_head(classifier, "decoder")

@@ -13,7 +13,8 @@ from models.catalog import ZOO, Catalog, Defense, Offer, build_defense
 from models.checkpoint import CARD, Card, InputSpec, PurifierEntry
 from models.classifiers import Classifier, build_classifier, frozen
 from models.networks import build_network, frozen_network
-from models.purifiers import Purified, kinds
+from models.networks.reverse import ContrastiveHead
+from models.purifiers import Options, Purified, kinds
 from models.purifiers.descent import Selection
 
 N = 6  # images in a batch
@@ -31,6 +32,10 @@ OWN: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {
     ("nrp", "residual"): ("nrp-resg", {"width": 8, "blocks": 2}),
     ("nrp", "dynamic"): ("nrp-resg", {"width": 8, "blocks": 2}),
     ("pix2pix", "plain"): ("pix2pix", {"width": 8}),
+    **{
+        ("reverse", label): ("reverse", {"features": 64, "negatives": 32})
+        for label in ("random-start", "plain-start", "min-aux", "best-iterate")
+    },
 }
 
 GRID = {"budgets": [step * 4 / 255 for step in range(11)], "step_size": 4 / 255, "steps": 5}  # SOAP, Sec. 4
@@ -64,6 +69,12 @@ REPRESENTATIVE: dict[str, dict[str, tuple[Network, dict[str, Any]]]] = {
     "soap-dr": {
         **_descents(CNN),
         "fcn": (FCN, {"selection": "min-aux", "budgets": [0, 0.1, 0.2, 0.3], "step_size": 0.1, "steps": 5}),
+    },
+    "reverse": {
+        "random-start": (RESNET, {"budgets": [16 / 255], "step_size": 4 / 255, "steps": 3, "random_start": 16 / 255}),
+        "plain-start": (RESNET, {"budgets": [16 / 255], "step_size": 4 / 255, "steps": 3, "views": 2}),
+        "min-aux": (RESNET, {"selection": "min-aux", **ODD, "views": 3}),
+        "best-iterate": (RESNET, {"selection": "best-iterate", **ODD, "random_start": 0.02}),
     },
 }
 
@@ -129,6 +140,8 @@ def _seeded_network(kind: str, label: str) -> nn.Module | None:
         torch.manual_seed(7)
         network = build_network(name, **arguments)
         _enliven(network)
+        if isinstance(network, ContrastiveHead):
+            network.bank.uniform_()
     return frozen_network(network)
 
 
@@ -136,16 +149,17 @@ def _seeded_network(kind: str, label: str) -> nn.Module | None:
 def _seeded_defense(kind: str, label: str) -> Defense:
     network, settings = REPRESENTATIVE[kind][label]
     classifier = _seeded_classifier(network[0], tuple(network[1].items()))
-    card = _card(network, PurifierEntry(kind=kind, settings={**settings, "skip_percentile": None}))
+
+    def built(settings: dict[str, Any], calibration: dict[str, tuple[float, ...]] | None = None) -> Defense:
+        card = _card(network, PurifierEntry(kind=kind, settings=settings), calibration)
+        return build_defense(NAME, card, classifier, network=_seeded_network(kind, label))
+
     if "skip_percentile" not in settings:
-        entry = PurifierEntry(kind=kind, settings=settings)
-        return build_defense(NAME, _card(network, entry), classifier, network=_seeded_network(kind, label))
+        return built(settings)
     # Calibrated on the toy images themselves, so that half of them are skipped.
-    losses = build_defense(NAME, card, classifier).purify(toy_images(card), seeds=range(N)).objective_before
-    percentiles = tuple(sorted(losses.quantile(torch.linspace(0, 1, 101)).tolist()))
-    return build_defense(
-        NAME, _card(network, PurifierEntry(kind=kind, settings=settings), {kind: percentiles}), classifier
-    )
+    bare = built({**settings, "skip_percentile": None})
+    losses = bare.purify(toy_images(bare.card), seeds=range(N)).objective_before
+    return built(settings, {kind: tuple(sorted(losses.quantile(torch.linspace(0, 1, 101)).tolist()))})
 
 
 def _card(network: Network, entry: PurifierEntry, calibration: dict[str, tuple[float, ...]] | None = None) -> Card:
@@ -198,12 +212,9 @@ def answer(defense: Defense, images: Tensor) -> Purified:
 @pytest.fixture(scope="session")
 def without_budget(defense: Defense) -> Defense | None:
     """The same purifier with a budget of zero; None where it declares no budget."""
-    entry = defense.card.purifiers[defense.name]
     if defense.info.eps_pfy is None:
         return None
-    settings = {**entry.settings, "budgets": [0.0]} if "budgets" in entry.settings else entry.settings
-    purifiers = {defense.name: entry.model_copy(update={"settings": settings})}
-    return build_defense(defense.name, defense.card.model_copy(update={"purifiers": purifiers}), defense.classifier)
+    return defense.with_options(Options(epsilon=0.0)) if "epsilon" in defense.info.options else defense
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Alg. 2 and the choice of the budget, on objectives whose gradient is known."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -20,6 +20,7 @@ class Toy:
     """A per-image objective made of a function; the logits are the image's first two pixels."""
 
     views = gradient_views = 1
+    logit_views = 0
     batch_invariant = True
 
     def __init__(self, loss: Callable[[Tensor], Tensor]) -> None:
@@ -252,3 +253,43 @@ def test_a_requests_budget_cuts_the_grid_or_extends_it(selection, epsilon, expec
     grid = settings(selection, budgets=(0.0, 0.01, 0.03))
     assert grid.with_options(Options(epsilon=epsilon)).budgets == expected
     assert grid.with_options(Options(steps=9)).steps == 9
+
+
+def test_logits_that_cost_a_forward_are_read_of_candidates_only() -> None:
+    reads: list[int] = []
+
+    def read(x: Tensor) -> Tensor:
+        reads.append(len(x))
+        return x.flatten(1)[:, :2]
+
+    class Apart(Toy):
+        logit_views = 1
+
+        def __call__(self, x: Tensor) -> Evaluation:
+            return Evaluation(self.loss(x), lambda: read(x.detach()))
+
+    for selection, expected in (("fixed", 2), ("min-aux", 1 + 5), ("best-iterate", 6)):
+        reads.clear()
+        found = descend(Apart(ripples), images(1), settings(selection))
+        cost = passes(Apart(ripples), settings(selection))[0] - passes(Toy(ripples), settings(selection))[0]
+        assert sum(reads) == cost == expected
+        assert torch.equal(found.logits, found.image.flatten(1)[:, :2])
+
+
+def test_random_numbers_belong_to_the_step_and_the_image() -> None:
+    asked: list[tuple[int, tuple[int, ...]]] = []
+
+    class Random:
+        views = gradient_views = 1
+        logit_views = 0
+        batch_invariant = True
+
+        def drawn(self, t: int, seeds: Sequence[int]) -> Toy:
+            asked.append((t, tuple(seeds)))
+            return distance_to(0.5)
+
+    left = iter([[True, True, True], [True, False, True]])
+    grid = settings(budgets=(0.01, 0.02), steps=2, step_size=0.01)
+    descend(Random(), images(3), grid, seeds=[7, 8, 9], wanted=lambda: next(left))
+    # After one step both budgets still share their path; after two they don't.
+    assert asked == [(0, (7, 8, 9)), (1, (7, 8, 9)), (2, (7, 9, 7, 9))]

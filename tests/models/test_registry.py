@@ -14,7 +14,7 @@ def test_a_kind_can_be_taken_once() -> None:
 
 
 def test_an_unknown_kind_is_answered_with_the_known_ones(network) -> None:
-    with pytest.raises(ValueError, match="unknown purifier kind 'soap'; known: none, soap-dr, soap-lc, soap-rp"):
+    with pytest.raises(ValueError, match=r"unknown purifier kind 'soap'; known: .*none, .*soap-dr, soap-lc, soap-rp"):
         build_purifier("soap", Material(network("fcn"), {}, ()))
 
 

@@ -1,4 +1,4 @@
-"""Contrastive training of the head: the loss by hand, the bank, and a tiny run."""
+"""Contrastive training of the head: the batch's negatives, the bank, and a tiny run."""
 
 import json
 import math
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from models.classifiers import build_classifier, frozen
 from models.networks import build_network
-from models.networks.reverse import ContrastiveHead, contrastive_loss
+from models.networks.reverse import contrastive_loss
 from training.addons import Setting, trainer
 from training.augment import Cropper
 from training.data import load_data
@@ -49,23 +49,6 @@ def run(made: Setting, out: Path, quiet, epochs: int) -> tuple[ContrastiveTraine
 
 def unit(*rows: list[float]) -> Tensor:
     return nn.functional.normalize(torch.tensor(rows), dim=1)
-
-
-def test_contrastive_loss_by_hand() -> None:
-    # Two views at a right angle, one negative: exp(0) over exp(0) + exp(1) for one view, over exp(0) + exp(0) for the other.
-    own = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
-    others = torch.tensor([[[1.0], [0.0]]])
-    expected = (math.log(1 + math.e) + math.log(2)) / 2
-    assert contrastive_loss(own, others, 1.0).item() == pytest.approx(expected)
-    # A temperature of 1/2 doubles the cosines.
-    expected = (math.log(1 + math.e**2) + math.log(2)) / 2
-    assert contrastive_loss(own, others, 0.5).item() == pytest.approx(expected)
-
-
-def test_every_positive_pair_counts() -> None:
-    # Three equal views, negatives at right angles: each pair is e / (2 e + 2), so that a view that leaves costs something.
-    own, others = torch.ones(1, 3, 3), torch.zeros(1, 3, 2)
-    assert contrastive_loss(own, others, 1.0).item() == pytest.approx(math.log(2 + 2 / math.e))
 
 
 def test_the_other_images_of_the_batch_are_the_negatives() -> None:
@@ -121,10 +104,3 @@ def test_a_network_for_other_features_is_refused(setting) -> None:
 def test_an_unknown_setting_is_named(setting) -> None:
     with pytest.raises(ValueError, match="temprature"):
         trainer(setting(settings={"temprature": 0.2}))
-
-
-def test_contrastive_features_have_length_one() -> None:
-    head = ContrastiveHead(features=4, hidden=6, outputs=3, negatives=2).eval()
-    z = head(torch.rand(5, 2, 4, generator=torch.Generator().manual_seed(3)))
-    assert z.shape == (5, 2, 3)
-    assert torch.allclose(z.norm(dim=2), torch.ones(5, 2))

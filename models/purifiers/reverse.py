@@ -1,0 +1,119 @@
+"""Reverse: purify by descending a contrastive loss, so that views of the image agree with each other again.
+
+Chengzhi Mao, Mia Chiquier, Hao Wang, Junfeng Yang, Carl Vondrick: Adversarial Attacks are Reversible with Natural
+Supervision, ICCV 2021. Here: Alg. 1 on the loop of models/purifiers/descent.py, with Eq. (4) of models/networks/reverse.py.
+
+What the paper leaves open or contradicts, and what we chose:
+- Alg. 1, l. 6 prints a plain gradient step; the authors' public code takes its sign, as every l_inf attack does. So do we.
+- eta: 2/255 in the public code. The initial noise n: uniform in the whole box of eps_v there; here `random_start`.
+- Views are drawn anew in each step, as in the public code.
+- The public code scores the batch as one and takes batch mates as negatives. Here the loss is each image's own, its
+  negatives are a fixed bank, and all that is random comes from its seed.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from models.augment import DRAWS, Views
+from models.classifiers import Classifier
+from models.networks.reverse import ContrastiveHead, contrastive_loss
+from models.purifiers.base import Material, Options, Purified, Purifier, PurifierInfo, Wanted, register
+from models.purifiers.descent import DescentSettings, Evaluation, Selection, descend, passes
+from models.rounding import by_rows
+
+PAPER = "Mao, Chiquier, Wang, Yang, Vondrick: Adversarial Attacks are Reversible with Natural Supervision, ICCV 2021"
+
+
+class ReverseSettings(DescentSettings):
+    """Settings of `reverse`; K is `steps`, eta `step_size`, eps_v the last of `budgets`."""
+
+    selection: Selection = "fixed"  # Alg. 1 keeps the last iterate
+    skip_percentile: None = None
+    views: int = Field(default=4, ge=2, le=16, description="positive views of each iterate, Sec. 7.D")
+    temperature: float = Field(default=0.2, gt=0, description="tau, Sec. 4.3")
+
+
+class Contrast:
+    """Eq. (4) as a descent objective: an image's views among the bank of negatives."""
+
+    logit_views = 1  # the classification of the unaugmented image
+
+    def __init__(self, classifier: Classifier, head: ContrastiveHead, views: int, temperature: float) -> None:
+        self.classifier, self.head, self.temperature = classifier, head, temperature
+        self.views = self.gradient_views = views
+        self.batch_invariant = classifier.batch_invariant
+        with torch.no_grad():
+            self._negatives = head(head.bank).T.contiguous()  # (D, M)
+
+    def drawn(self, t: int, seeds: Sequence[int]) -> Callable[[Tensor], Evaluation]:
+        """The objective of N images with step t's views of their seeds."""
+        uniform = torch.cat([_uniform(seed, t, self.views) for seed in seeds])
+        return lambda x: Evaluation(self.loss(x, uniform.to(x.device)), lambda: self.logits(x.detach()))
+
+    def loss(self, x: Tensor, uniform: Tensor) -> Tensor:
+        """Eq. (4) of each image. (N, 3, H, W) in [0, 1], (N V, DRAWS) in [0, 1) -> (N,), each >= 0."""
+        repeated = x[:, None].expand(-1, self.views, -1, -1, -1).flatten(0, 1)
+        features = self.classifier.features(Views.drawn(uniform).of(repeated))
+        return by_rows(self._of_features, features.unflatten(0, (len(x), self.views)))
+
+    def _of_features(self, rows: Tensor) -> Tensor:
+        """Eq. (4), from the classifier's features of the views. (N, V features) -> (N,)."""
+        z = self.head(rows.unflatten(1, (self.views, -1)))  # (N, V, D)
+        return contrastive_loss(z @ z.mT, z @ self._negatives, self.temperature)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W) -> (N, K)."""
+        return self.classifier(x)  # type: ignore[no-any-return]
+
+
+def _uniform(seed: int, t: int, views: int) -> Tensor:
+    """What decides an image's views in step t. -> (V, DRAWS) in [0, 1)."""
+    # The seed itself draws the start (see `uniform`); each step has a stream of its own, however many steps there are.
+    generator = torch.Generator().manual_seed((seed + (t + 1) * 0xD1B54A32D192ED03) % 2**63)
+    return torch.rand(views, DRAWS, generator=generator)
+
+
+class Reverse:
+    """Alg. 1 over one classifier and its contrastive head."""
+
+    def __init__(self, objective: Contrast, settings: ReverseSettings) -> None:
+        self._objective, self.settings = objective, settings
+        forwards, backwards = passes(objective, settings)
+        self._info = PurifierInfo(
+            kind="reverse",
+            paper=PAPER,
+            summary="descends the contrastive loss of random views of the image against a fixed bank of negatives",
+            eps_pfy=min(settings.budgets[-1], settings.reach(settings.steps)),
+            forward_passes=forwards,
+            backward_passes=backwards,
+            objective="Contrast",
+            options=("epsilon", "steps"),
+            random=True,
+        )
+
+    @property
+    def info(self) -> PurifierInfo:
+        return self._info
+
+    def purify(self, x: Tensor, seeds: Sequence[int] | None = None, wanted: Wanted | None = None) -> Purified:
+        """See `Purifier`."""
+        return descend(self._objective, x, self.settings, seeds=seeds, wanted=wanted)
+
+    def with_options(self, options: Options) -> "Reverse":
+        """See `Purifier`."""
+        return Reverse(self._objective, self.settings.with_options(options))
+
+    def logits(self, x: Tensor) -> Tensor:
+        """See `Purifier`."""
+        return self._objective.logits(x)
+
+
+@register("reverse")
+def reverse(material: Material) -> Purifier:
+    """Reverse, Alg. 1."""
+    settings = ReverseSettings.model_validate(dict(material.settings))
+    head = material.own_network(ContrastiveHead)
+    return Reverse(Contrast(material.classifier, head, settings.views, settings.temperature), settings)
