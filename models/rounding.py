@@ -11,8 +11,8 @@ from torch.nn import functional as F
 BLOCK = 64
 
 
-def by_rows(call: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """`call` on blocks of exactly `BLOCK` rows, the last filled up with zeros; differentiable. (N, ...) -> (N, ...)."""
+def by_rows(call: Callable[[Tensor], Tensor], x: Tensor, block: int = BLOCK) -> Tensor:
+    """`call` on blocks of exactly `block` rows, the last filled up with zeros; differentiable. (N, ...) -> (N, ...)."""
     rows = x.flatten(1)
-    filled = F.pad(rows, (0, 0, 0, -len(rows) % BLOCK))
-    return torch.cat([call(block) for block in filled.split(BLOCK)])[: len(x)]
+    filled = F.pad(rows, (0, 0, 0, -len(rows) % block))
+    return torch.cat([call(part) for part in filled.split(block)])[: len(x)]

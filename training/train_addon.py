@@ -11,7 +11,8 @@ from models.catalog import Catalog
 from models.checkpoint import AddOnCard, Card, Checkpoint, save_checkpoint
 from models.classifiers import Classifier, frozen
 from models.networks import build_network, frozen_network
-from training import nrp as _nrp  # noqa: F401  (registers its trainers)
+from training import aid as _aid  # noqa: F401  (registers its trainers)
+from training import nrp as _nrp  # noqa: F401
 from training import pix2pix as _pix2pix  # noqa: F401
 from training import reverse as _reverse  # noqa: F401
 from training.addons import Setting, trainer

@@ -23,11 +23,11 @@ Selection = Literal["fixed", "min-aux", "best-iterate"]
 
 
 class Evaluation:
-    """An objective's value on a batch: loss (N,) with its graph where asked for, logits (N, K) read off the same forwards.
+    """An objective's value on a batch.
 
-    Logits that take a forward of their own are given as a function, called where somebody reads them. surrogate: (N,), what the
-    descent goes down and the choice goes by, where that isn't `loss`; the skip rule and what is reported go by `loss` all the
-    same.
+    loss: (N,), with its graph where asked for. logits: (N, K), read off the same forwards; or what reads them, called only
+    where an image of the batch could be chosen. surrogate: (N,), what the descent goes down and the choice goes by, where that
+    isn't `loss`; the skip rule and what is reported go by `loss` all the same.
     """
 
     def __init__(self, loss: Tensor, logits: Tensor | Callable[[], Tensor], surrogate: Tensor | None = None) -> None:
@@ -159,7 +159,8 @@ class _Best:
     """The best candidate so far, image by image. Candidates come in ascending budget; only a lower loss replaces one."""
 
     def __init__(self, x: Tensor, before: Evaluation, on_candidate: Callable[[Tensor], None] | None) -> None:
-        self.image, self.logits = x.clone(), before.logits.detach().clone()
+        self.image = x.clone()
+        self.logits: Tensor | None = None  # the first candidate tells how many classes there are
         self.loss = before.loss.detach().clone()
         self.descended = torch.full_like(self.loss, torch.inf)  # nothing was offered yet
         self.epsilon = torch.zeros_like(self.loss)
@@ -168,6 +169,8 @@ class _Best:
     def offer(self, rows: Tensor, image: Tensor, found: Evaluation, epsilon: float) -> None:
         """A candidate for the images `rows` (M,) of the batch."""
         loss, logits, descended = found.loss.detach(), found.logits.detach(), found.descended.detach()
+        if self.logits is None:
+            self.logits = logits.new_zeros(len(self.loss), logits.shape[1])
         if self.on_candidate:
             self.on_candidate(logits)
         better = descended < self.descended[rows]
@@ -302,10 +305,14 @@ def _result(
     objective: Cost, x: Tensor, settings: DescentSettings, before: Evaluation, skip: Tensor, best: _Best
 ) -> Purified:
     forwards, backwards = passes(objective, settings)
-    loss, logits = before.loss.detach(), before.logits.detach()
+    loss, logits = before.loss.detach(), best.logits
+    if logits is None:
+        logits = before.logits.detach()
+    elif bool(skip.any()):
+        logits = torch.where(skip[:, None], before.logits.detach(), logits)
     return Purified(
         image=torch.where(skip[:, None, None, None], x, best.image),
-        logits=torch.where(skip[:, None], logits, best.logits),
+        logits=logits,
         epsilon=torch.where(skip, torch.zeros_like(loss), best.epsilon),
         objective_before=loss,
         objective_after=torch.where(skip, loss, best.loss),
@@ -324,6 +331,7 @@ def passes(objective: Cost, settings: DescentSettings) -> tuple[int, int]:
     gradients = sum(distinct[:-1])
     # From a random start the incoming image is one evaluation more; else it is the start.
     forwards = gradients + distinct[-1] + (settings.random_start > 0)
-    # Logits are read of the incoming image and of every other candidate.
-    reads = forwards if settings.selection == "best-iterate" else 1 + distinct[-1]
+    # Logits are read of candidates alone.
+    zero_in_grid = settings.selection == "min-aux" and settings.budgets[0] == 0
+    reads = forwards if settings.selection == "best-iterate" else zero_in_grid + distinct[-1]
     return forwards * objective.views + reads * objective.logit_views, gradients * objective.gradient_views

@@ -126,7 +126,7 @@ def test_wrong_weights_show_at_the_opening(zoo: Path) -> None:
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"kind": "magic"}, "classifier 'fcn', purifier 'p': unknown purifier kind 'magic'; known: none, nrp"),
+        ({"kind": "magic"}, "classifier 'fcn', purifier 'p': unknown purifier kind 'magic'; known: aid, none, nrp"),
         ({"kind": "soap-dr"}, "classifier 'fcn', purifier 'p': (?s:.*)selection"),
         ({"kind": "soap-rp", "settings": {}}, "classifier 'fcn', purifier 'p'"),
     ],
