@@ -35,20 +35,21 @@ class AidDiscriminator(nn.Module):
         taps: names of the classifier's layers, from low to high (the paper: two).
         channels: how many channels each of them has.
         deeper: one more linear layer before and after concatenating (A.2: all data sets but SVHN).
+        width: of the hidden layers, 1024 in Table 5; the last one has half as many.
 
     Raises:
         ValueError: not one number of channels for each tap.
     """
 
-    def __init__(self, *, taps: Sequence[str], channels: Sequence[int], deeper: bool) -> None:
+    def __init__(self, *, taps: Sequence[str], channels: Sequence[int], deeper: bool, width: int = WIDTH) -> None:
         super().__init__()
         if not taps or len(taps) != len(channels):
             raise ValueError(f"a number of channels for each tap; got {len(channels)} for {len(taps)}")
         self.taps, self.channels = tuple(taps), tuple(channels)
         before, after = (3, 2) if deeper else (2, 1)
-        self.heads = nn.ModuleList(_layers(width, *[WIDTH] * before) for width in channels)
-        self.trunk = _layers(len(taps) * WIDTH, *[WIDTH] * after, WIDTH // 2)
-        self.output = nn.Linear(WIDTH // 2, 1)
+        self.heads = nn.ModuleList(_layers(count, *[width] * before) for count in channels)
+        self.trunk = _layers(len(taps) * width, *[width] * after, width // 2)
+        self.output = nn.Linear(width // 2, 1)
 
     def check(self, classifier: Classifier) -> None:
         """Whether `classifier` has what this network looks at.
