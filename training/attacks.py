@@ -128,15 +128,20 @@ def static(defense: Defense, x: Tensor, y: Tensor, settings: AttackSettings, fir
     first that the classifier gets wrong, else the last.
     """
 
-    def loss(image: Tensor) -> Tensor:
-        return F.cross_entropy(defense.classifier(image), y, reduction="none")
+    def attacked(rows: Tensor | slice, restart: int) -> Tensor:
+        labels, start = y[rows], _random_start(x, settings, first, restart)
 
-    x_adv = ascend(loss, x, settings, start=_random_start(x, settings, first, 0))
+        def loss(image: Tensor) -> Tensor:
+            return F.cross_entropy(defense.classifier(image), labels, reduction="none")
+
+        return ascend(loss, x[rows], settings, start=None if start is None else start[rows])
+
+    x_adv = attacked(slice(None), 0)
     for restart in range(1, settings.restarts):
         with torch.no_grad():
-            withstood = defense.classifier(x_adv).argmax(1) == y
-        again = ascend(loss, x, settings, start=_random_start(x, settings, first, restart))
-        x_adv = torch.where(withstood[:, None, None, None], again, x_adv)
+            withstood = (defense.classifier(x_adv).argmax(1) == y).nonzero().flatten()
+        if len(withstood):
+            x_adv[withstood] = attacked(withstood, restart)
     return x_adv
 
 
