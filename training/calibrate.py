@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from models.catalog import CHUNK, build_defense
 from models.checkpoint import Card
 from models.classifiers import Classifier
-from models.purifiers.soap import Soap
+from models.purifiers.descending import DescentPurifier
 
 
 def calibrate(
@@ -24,7 +24,7 @@ def calibrate(
     card, found = card.model_copy(update={"purifiers": bare}), {}
     for name, entry in bare.items():
         purifier = build_defense(name, card, classifier, images.device, network).purifier
-        if not isinstance(purifier, Soap) or entry.kind in found:
+        if not isinstance(purifier, DescentPurifier) or entry.kind in found:
             continue
         with torch.no_grad():
             objective = torch.cat([purifier.objective(part) for part in images.split(CHUNK)])

@@ -10,6 +10,7 @@ to bind: 11 gradients for multiples of the step size, bit for bit the same image
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, Protocol, Self
 
 import torch
@@ -21,17 +22,21 @@ from models.purifiers.base import Options, Purified, Wanted, counted, uniform
 Selection = Literal["fixed", "min-aux", "best-iterate"]
 
 
-@dataclass(frozen=True)
 class Evaluation:
-    """An objective's value on a batch: loss (N,) with its graph where asked for, logits (N, K) read off the same forwards.
+    """An objective's value on a batch.
 
+    loss: (N,), with its graph where asked for. logits: (N, K), read off the same forwards; or what reads them, which is
+    called only where an image of the batch could be chosen.
     surrogate: (N,), what the descent goes down and the choice goes by, where that isn't `loss`. The skip rule and what is
     reported go by `loss` all the same.
     """
 
-    loss: Tensor
-    logits: Tensor
-    surrogate: Tensor | None = None
+    def __init__(self, loss: Tensor, logits: Tensor | Callable[[], Tensor], surrogate: Tensor | None = None) -> None:
+        self.loss, self._logits, self.surrogate = loss, logits, surrogate
+
+    @cached_property
+    def logits(self) -> Tensor:
+        return self._logits if isinstance(self._logits, Tensor) else self._logits()
 
     @property
     def descended(self) -> Tensor:
@@ -144,7 +149,8 @@ class _Best:
     """The best candidate so far, image by image. Candidates come in ascending budget; only a lower loss replaces one."""
 
     def __init__(self, x: Tensor, before: Evaluation, on_candidate: Callable[[Tensor], None] | None) -> None:
-        self.image, self.logits = x.clone(), before.logits.detach().clone()
+        self.image = x.clone()
+        self.logits: Tensor | None = None  # the first candidate tells how many classes there are
         self.loss = before.loss.detach().clone()
         self.descended = torch.full_like(self.loss, torch.inf)  # nothing was offered yet
         self.epsilon = torch.zeros_like(self.loss)
@@ -153,6 +159,8 @@ class _Best:
     def offer(self, rows: Tensor, image: Tensor, found: Evaluation, epsilon: float) -> None:
         """A candidate for the images `rows` (M,) of the batch."""
         loss, logits, descended = found.loss.detach(), found.logits.detach(), found.descended.detach()
+        if self.logits is None:
+            self.logits = logits.new_zeros(len(self.loss), logits.shape[1])
         if self.on_candidate:
             self.on_candidate(logits)
         better = descended < self.descended[rows]
@@ -283,10 +291,14 @@ def _result(
     objective: Objective, x: Tensor, settings: DescentSettings, before: Evaluation, skip: Tensor, best: _Best
 ) -> Purified:
     forwards, backwards = passes(objective, settings)
-    loss, logits = before.loss.detach(), before.logits.detach()
+    loss, logits = before.loss.detach(), best.logits
+    if logits is None:
+        logits = before.logits.detach()
+    elif bool(skip.any()):
+        logits = torch.where(skip[:, None], before.logits.detach(), logits)
     return Purified(
         image=torch.where(skip[:, None, None, None], x, best.image),
-        logits=torch.where(skip[:, None], logits, best.logits),
+        logits=logits,
         epsilon=torch.where(skip, torch.zeros_like(loss), best.epsilon),
         objective_before=loss,
         objective_after=torch.where(skip, loss, best.loss),

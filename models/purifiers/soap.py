@@ -17,8 +17,7 @@ What the paper leaves open or contradicts, and what we chose:
 - "Skip" and "view averaging" are ours.
 """
 
-from collections.abc import Sequence
-from typing import Literal, Protocol, TypeVar
+from typing import Literal, Protocol
 
 import torch
 from pydantic import Field
@@ -26,8 +25,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.classifiers import Classifier
-from models.purifiers.base import Material, Options, Purified, Purifier, PurifierInfo, Wanted, register
-from models.purifiers.descent import DescentSettings, Evaluation, Objective, descend, passes
+from models.purifiers.base import Material, Purifier, register
+from models.purifiers.descending import DescentPurifier, Description, ReadingObjective, settings_of
+from models.purifiers.descent import DescentSettings, Evaluation
 from models.rounding import by_rows
 
 Distance = Literal["squared", "symmetric-kl"]
@@ -80,10 +80,8 @@ def rotations(x: Tensor) -> Tensor:
     return torch.cat([x.rot90(quarter, (-2, -1)) for quarter in range(4)])
 
 
-class SoapObjective(Objective, Protocol):
-    """A descent objective that also says how its classifier reads an image, and the views it compares."""
-
-    def logits(self, x: Tensor) -> Tensor: ...
+class SoapObjective(ReadingObjective, Protocol):
+    """A descent objective that also tells the views it compares."""
 
     def view_logits(self, x: Tensor) -> Tensor: ...
 
@@ -195,103 +193,35 @@ class LabelConsistencySettings(DescentSettings):
     )
 
 
-class Soap:
+class Soap(DescentPurifier[SoapObjective]):
     """One of SOAP's objectives on the shared descent."""
-
-    def __init__(
-        self, kind: str, summary: str, objective: SoapObjective, settings: DescentSettings, calibration: Sequence[float]
-    ) -> None:
-        self._objective: SoapObjective = objective
-        self.settings, self._calibration = settings, calibration
-        self._skip_below = _threshold(settings, calibration)
-        forwards, backwards = passes(objective, settings)
-        self._info = PurifierInfo(
-            kind=kind,
-            paper=PAPER,
-            summary=summary,
-            eps_pfy=min(settings.budgets[-1], settings.reach(settings.steps)),
-            forward_passes=forwards,
-            backward_passes=backwards,
-            objective=type(objective).__name__,
-            options=("epsilon", "steps"),
-            random=settings.random_start > 0,
-        )
-
-    @property
-    def info(self) -> PurifierInfo:
-        return self._info
-
-    def purify(self, x: Tensor, seeds: Sequence[int] | None = None, wanted: Wanted | None = None) -> Purified:
-        """See `Purifier`; `seeds` matter only with a random start."""
-        return descend(self._objective, x, self.settings, self._skip_below, seeds=seeds, wanted=wanted)
-
-    def with_options(self, options: Options) -> "Soap":
-        """See `Purifier`."""
-        settings = self.settings.with_options(options)
-        return Soap(self._info.kind, self._info.summary, self._objective, settings, self._calibration)
-
-    def purify_with_candidates(self, x: Tensor, seeds: Sequence[int] | None = None) -> tuple[Purified, list[Tensor]]:
-        """`purify`, and the logits (N, K) of every candidate that it chose from: every budget, or every iterate."""
-        candidates: list[Tensor] = []
-        found = descend(
-            self._objective, x, self.settings, self._skip_below, seeds=seeds, on_candidate=candidates.append
-        )
-        return found, candidates
-
-    def objective(self, x: Tensor) -> Tensor:
-        """The auxiliary loss of each image, differentiable. (N, C, H, W) in [0, 1] -> (N,)."""
-        return self._objective(x).loss
-
-    def logits(self, x: Tensor) -> Tensor:
-        """See `Purifier`."""
-        return self._objective.logits(x)
 
     def view_logits(self, x: Tensor) -> Tensor:
         """Class logits of every view that the objective compares, differentiable. (N, C, H, W) -> (V, N, K)."""
         return self._objective.view_logits(x)
 
 
-def _threshold(settings: DescentSettings, calibration: Sequence[float]) -> float | None:
-    if settings.skip_percentile is None:
-        return None
-    if len(calibration) != 101:
-        raise ValueError(
-            f"skip_percentile needs the card's calibration, 101 percentiles of the loss on clean training images; "
-            f"it has {len(calibration)}"
-        )
-    low = int(settings.skip_percentile)
-    share = settings.skip_percentile - low
-    return calibration[low] + share * (calibration[min(low + 1, 100)] - calibration[low])
-
-
-S = TypeVar("S", bound=DescentSettings)
-
-
-def _settings(model: type[S], material: Material) -> S:
-    return model.model_validate(dict(material.settings))
-
-
 @register("soap-lc")
 def soap_lc(material: Material) -> Purifier:
     """SOAP with label consistency, Eq. (8)."""
-    settings = _settings(LabelConsistencySettings, material)
+    settings = settings_of(LabelConsistencySettings, material)
     views = settings.second_view_gradient, settings.second_view_share
     objective = LabelConsistency(material.classifier, *views, settings.distance)
     summary = "descends the distance between the logits of the image and of its flipped, cropped copy"
-    return Soap("soap-lc", summary, objective, settings, material.calibration)
+    return Soap(Description("soap-lc", PAPER, summary), objective, settings, material.calibration)
 
 
 @register("soap-rp")
 def soap_rp(material: Material) -> Purifier:
     """SOAP with rotation prediction, Eq. (7)."""
     summary = "descends the error of predicting which of four rotations was applied"
-    objective = RotationPrediction(material.classifier)
-    return Soap("soap-rp", summary, objective, _settings(DescentSettings, material), material.calibration)
+    objective, settings = RotationPrediction(material.classifier), settings_of(DescentSettings, material)
+    return Soap(Description("soap-rp", PAPER, summary), objective, settings, material.calibration)
 
 
 @register("soap-dr")
 def soap_dr(material: Material) -> Purifier:
     """SOAP with data reconstruction, Eq. (6)."""
     summary = "descends the error of reconstructing the image from its representation"
-    objective = Reconstruction(material.classifier)
-    return Soap("soap-dr", summary, objective, _settings(DescentSettings, material), material.calibration)
+    objective, settings = Reconstruction(material.classifier), settings_of(DescentSettings, material)
+    return Soap(Description("soap-dr", PAPER, summary), objective, settings, material.calibration)

@@ -1,0 +1,106 @@
+"""What all purifiers share that descend an objective of their own: SOAP Alg. 2 and AID Alg. 2 differ in nothing else."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Generic, Protocol, Self, TypeVar
+
+from torch import Tensor
+
+from models.purifiers.base import Material, Options, Purified, PurifierInfo, Wanted
+from models.purifiers.descent import DescentSettings, Objective, descend, passes
+
+
+class ReadingObjective(Objective, Protocol):
+    """A descent objective that also says how its classifier reads an image."""
+
+    def logits(self, x: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Description:
+    """The fields of `PurifierInfo` that no setting changes."""
+
+    kind: str
+    paper: str
+    summary: str
+
+
+O = TypeVar("O", bound=ReadingObjective)  # noqa: E741
+S = TypeVar("S", bound=DescentSettings)
+
+
+class DescentPurifier(Generic[O]):
+    """An objective on the shared descent.
+
+    Raises:
+        ValueError: the settings have a `skip_percentile` and there is no calibration.
+    """
+
+    def __init__(
+        self, description: Description, objective: O, settings: DescentSettings, calibration: Sequence[float]
+    ) -> None:
+        self._description, self._objective = description, objective
+        self.settings, self._calibration = settings, calibration
+        self._skip_below = _threshold(settings, calibration)
+        forwards, backwards = passes(objective, settings)
+        self._info = PurifierInfo(
+            kind=description.kind,
+            paper=description.paper,
+            summary=description.summary,
+            eps_pfy=min(settings.budgets[-1], settings.reach(settings.steps)),
+            forward_passes=forwards,
+            backward_passes=backwards,
+            objective=type(objective).__name__,
+            options=("epsilon", "steps"),
+            random=settings.random_start > 0,
+        )
+
+    @property
+    def info(self) -> PurifierInfo:
+        return self._info
+
+    def purify(self, x: Tensor, seeds: Sequence[int] | None = None, wanted: Wanted | None = None) -> Purified:
+        """See `Purifier`; `seeds` matter only with a random start."""
+        return descend(self._objective, x, self.settings, self._skip_below, seeds=seeds, wanted=wanted)
+
+    def with_options(self, options: Options) -> Self:
+        """See `Purifier`."""
+        return type(self)(self._description, self._objective, self.settings.with_options(options), self._calibration)
+
+    def purify_with_candidates(self, x: Tensor, seeds: Sequence[int] | None = None) -> tuple[Purified, list[Tensor]]:
+        """`purify`, and the logits (N, K) of every candidate that it chose from: every budget, or every iterate."""
+        candidates: list[Tensor] = []
+        found = descend(
+            self._objective, x, self.settings, self._skip_below, seeds=seeds, on_candidate=candidates.append
+        )
+        return found, candidates
+
+    def objective(self, x: Tensor) -> Tensor:
+        """The loss of each image that is descended, differentiable. (N, C, H, W) in [0, 1] -> (N,)."""
+        return self._objective(x).loss
+
+    def logits(self, x: Tensor) -> Tensor:
+        """See `Purifier`."""
+        return self._objective.logits(x)
+
+
+def _threshold(settings: DescentSettings, calibration: Sequence[float]) -> float | None:
+    if settings.skip_percentile is None:
+        return None
+    if len(calibration) != 101:
+        raise ValueError(
+            f"skip_percentile needs the card's calibration, 101 percentiles of the loss on clean training images; "
+            f"it has {len(calibration)}"
+        )
+    low = int(settings.skip_percentile)
+    share = settings.skip_percentile - low
+    return calibration[low] + share * (calibration[min(low + 1, 100)] - calibration[low])
+
+
+def settings_of(model: type[S], material: Material) -> S:
+    """The settings that the card holds.
+
+    Raises:
+        ValueError: they don't fit.
+    """
+    return model.model_validate(dict(material.settings))
