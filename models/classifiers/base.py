@@ -91,6 +91,9 @@ class Classifier(nn.Module):
 
     def from_tap(self, name: str, activation: Tensor) -> Tensor:
         """z, from what `tapped` gave for `name`: the rest of the encoder."""
+        if _alone(self, activation):
+            twice = activation.expand(2, *activation.shape[1:]).contiguous(memory_format=torch.channels_last)
+            return self.from_tap(name, twice)[:1]
         layers = list(self.encoder.children())
         for layer in layers[[id(each) for each in layers].index(id(self._taps[name])) + 1 :]:
             activation = layer(activation)

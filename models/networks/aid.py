@@ -60,6 +60,10 @@ class AidDiscriminator(nn.Module):
             has = ", ".join(classifier.taps) or "none"
             raise ValueError(f"the discriminator looks at tap {', '.join(missing)}; this classifier has {has}")
 
+    def highest(self, classifier: Classifier) -> str:
+        """That of its taps that lies deepest in `classifier`."""
+        return max(self.taps, key=classifier.taps.index)
+
     def forward(self, activations: Sequence[Tensor]) -> Tensor:
         """The logit of p_adv. One activation (N, C, H, W) for each tap, in order -> (N,)."""
         # Sec. 3.1: "global average pooling as the first operation".

@@ -13,7 +13,7 @@ from models.catalog import ZOO, Catalog, Defense, Offer, build_defense
 from models.checkpoint import CARD, Card, InputSpec, PurifierEntry
 from models.classifiers import Classifier, build_classifier, frozen
 from models.networks import build_network, frozen_network
-from models.purifiers import Purified, kinds
+from models.purifiers import Options, Purified, kinds
 from models.purifiers.descent import Selection
 
 N = 6  # images in a batch
@@ -48,6 +48,7 @@ def _descents(network: Network, **more: Any) -> dict[str, tuple[Network, dict[st
 
 # Kind -> label -> network and settings. A new kind needs its line here; test_every_kind_is_represented says so.
 REPRESENTATIVE: dict[str, dict[str, tuple[Network, dict[str, Any]]]] = {
+    "aid": _descents(RESNET),
     "none": {"plain": (FCN, {})},
     "nrp": {"dense": (RESNET, {}), "residual": (RESNET, {}), "dynamic": (RESNET, {"noise": 0.05})},
     "pix2pix": {"plain": (RESNET, {})},
@@ -65,6 +66,11 @@ REPRESENTATIVE: dict[str, dict[str, tuple[Network, dict[str, Any]]]] = {
         **_descents(CNN),
         "fcn": (FCN, {"selection": "min-aux", "budgets": [0, 0.1, 0.2, 0.3], "step_size": 0.1, "steps": 5}),
     },
+}
+
+OWN |= {
+    ("aid", label): ("aid", {"taps": ["stem", "block4"], "channels": [16, 32], "deeper": True})
+    for label in REPRESENTATIVE["aid"]
 }
 
 
@@ -136,16 +142,16 @@ def _seeded_network(kind: str, label: str) -> nn.Module | None:
 def _seeded_defense(kind: str, label: str) -> Defense:
     network, settings = REPRESENTATIVE[kind][label]
     classifier = _seeded_classifier(network[0], tuple(network[1].items()))
+    own = _seeded_network(kind, label)
     card = _card(network, PurifierEntry(kind=kind, settings={**settings, "skip_percentile": None}))
     if "skip_percentile" not in settings:
-        entry = PurifierEntry(kind=kind, settings=settings)
-        return build_defense(NAME, _card(network, entry), classifier, network=_seeded_network(kind, label))
+        return build_defense(NAME, _card(network, PurifierEntry(kind=kind, settings=settings)), classifier, network=own)
     # Calibrated on the toy images themselves, so that half of them are skipped.
-    losses = build_defense(NAME, card, classifier).purify(toy_images(card), seeds=range(N)).objective_before
+    bare = build_defense(NAME, card, classifier, network=own)
+    losses = bare.purify(toy_images(card), seeds=range(N)).objective_before
     percentiles = tuple(sorted(losses.quantile(torch.linspace(0, 1, 101)).tolist()))
-    return build_defense(
-        NAME, _card(network, PurifierEntry(kind=kind, settings=settings), {kind: percentiles}), classifier
-    )
+    card = _card(network, PurifierEntry(kind=kind, settings=settings), {kind: percentiles})
+    return build_defense(NAME, card, classifier, network=own)
 
 
 def _card(network: Network, entry: PurifierEntry, calibration: dict[str, tuple[float, ...]] | None = None) -> Card:
@@ -198,12 +204,9 @@ def answer(defense: Defense, images: Tensor) -> Purified:
 @pytest.fixture(scope="session")
 def without_budget(defense: Defense) -> Defense | None:
     """The same purifier with a budget of zero; None where it declares no budget."""
-    entry = defense.card.purifiers[defense.name]
     if defense.info.eps_pfy is None:
         return None
-    settings = {**entry.settings, "budgets": [0.0]} if "budgets" in entry.settings else entry.settings
-    purifiers = {defense.name: entry.model_copy(update={"settings": settings})}
-    return build_defense(defense.name, defense.card.model_copy(update={"purifiers": purifiers}), defense.classifier)
+    return defense.with_options(Options(epsilon=0.0)) if "epsilon" in defense.info.options else defense
 
 
 @pytest.fixture
