@@ -53,6 +53,7 @@ def _descents(network: Network, **more: Any) -> dict[str, tuple[Network, dict[st
 
 # Kind -> label -> network and settings. A new kind needs its line here; test_every_kind_is_represented says so.
 REPRESENTATIVE: dict[str, dict[str, tuple[Network, dict[str, Any]]]] = {
+    "aid": _descents(RESNET),
     "none": {"plain": (FCN, {})},
     "nrp": {"dense": (RESNET, {}), "residual": (RESNET, {}), "dynamic": (RESNET, {"noise": 0.05})},
     "pix2pix": {"plain": (RESNET, {})},
@@ -76,6 +77,11 @@ REPRESENTATIVE: dict[str, dict[str, tuple[Network, dict[str, Any]]]] = {
         "min-aux": (RESNET, {"selection": "min-aux", **ODD, "views": 3}),
         "best-iterate": (RESNET, {"selection": "best-iterate", **ODD, "random_start": 0.02}),
     },
+}
+
+OWN |= {
+    ("aid", label): ("aid", {"taps": ["stem", "block4"], "channels": [16, 32], "deeper": True})
+    for label in REPRESENTATIVE["aid"]
 }
 
 

@@ -39,7 +39,7 @@ def assert_agree(found: Purified, expected: Purified) -> None:
 
 @contextmanager
 def network_passes(defense: Defense) -> Iterator[Counter[str]]:
-    """Counts the images that really go through the encoder or the purifier's own network, forwards and backwards."""
+    """Counts the images that really go into the encoder or the purifier's own network, forwards and backwards."""
     passes = Counter(forward=0, backward=0)
 
     def count(_module: nn.Module, _inputs: tuple[Tensor, ...], z: Tensor) -> None:
@@ -47,7 +47,9 @@ def network_passes(defense: Defense) -> Iterator[Counter[str]]:
         if z.requires_grad:
             z.register_hook(lambda gradient: passes.update(backward=len(gradient)))
 
-    handles = [network.register_forward_hook(count) for network in (defense.classifier.encoder, *_own_network(defense))]
+    # The encoder's first layer: some purifiers go only part of the way.
+    entered = [next(defense.classifier.encoder.children()), *_own_network(defense)]
+    handles = [network.register_forward_hook(count) for network in entered]
     try:
         yield passes
     finally:

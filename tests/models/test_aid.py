@@ -1,10 +1,14 @@
-"""AID-Purifier: its discriminator against Table 5."""
+"""AID-Purifier: its discriminator against Table 5, and Alg. 2."""
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from models.classifiers import Classifier, build_classifier, frozen
 from models.networks import build_network, frozen_network
+from models.networks.aid import AidDiscriminator
+from models.purifiers import Material, Purifier, build_purifier
+from models.purifiers.aid import AdversarialProbability
 
 TAPS = {"taps": ["stem", "block4"], "channels": [16, 32]}
 
@@ -66,3 +70,94 @@ def test_an_images_logit_is_the_same_bits_in_any_batch() -> None:
 def test_each_tap_needs_its_number_of_channels() -> None:
     with pytest.raises(ValueError, match="a number of channels for each tap; got 1 for 2"):
         discriminator(channels=[16])
+
+
+PAPER = {"selection": "fixed", "budgets": [8 / 255], "step_size": 2 / 255, "steps": 10}  # Table 6, CIFAR-10
+
+
+@pytest.fixture
+def classifier(network) -> Classifier:
+    return frozen(network("resnet18-thin"))
+
+
+def purifier(classifier: Classifier, **changed: object) -> Purifier:
+    own = frozen_network(discriminator())
+    return build_purifier("aid", Material(classifier, {**PAPER, **changed}, (), own))
+
+
+def images(n: int = 4) -> Tensor:
+    return torch.rand(n, 3, 16, 16, generator=torch.Generator().manual_seed(5))
+
+
+def p_adv(classifier: Classifier, x: Tensor) -> Tensor:
+    """D(h_low(x), h_high(x)), the plain way."""
+    return frozen_network(discriminator())(classifier.tapped(x, TAPS["taps"])).sigmoid()
+
+
+def test_purification_is_alg_2_and_tells_p_adv(classifier: Classifier) -> None:
+    x = images()
+    x_pur = x.clone()
+    for _ in range(10):  # the algorithm as it is printed
+        x_pur.requires_grad_()
+        (gradient,) = torch.autograd.grad(p_adv(classifier, x_pur).sum(), x_pur)
+        x_pur = x_pur.detach() - 2 / 255 * gradient.sign()
+        x_pur = x_pur.clamp(x - 8 / 255, x + 8 / 255).clamp(0, 1)
+    found = purifier(classifier).purify(x)
+    # Where a gradient is nearly 0, rounding decides its sign.
+    assert ((found.image - x_pur).abs() < 1e-5).float().mean() > 0.98
+    assert torch.allclose(found.objective_before, p_adv(classifier, x), atol=1e-5)
+    assert torch.allclose(found.objective_after, p_adv(classifier, found.image), atol=1e-5)
+    assert (found.objective_after < found.objective_before).all()
+    assert (found.image - x).abs().max() <= 8 / 255 + 1e-6
+
+
+def test_an_image_that_is_surely_adversarial_is_purified_too(classifier: Classifier) -> None:
+    own = frozen_network(discriminator())
+    with torch.no_grad():
+        own.output.bias += 200  # p_adv is exactly 1, and the sigmoid's gradient exactly 0
+    x = images()
+    found = build_purifier("aid", Material(classifier, PAPER, (), own)).purify(x)
+    assert found.objective_before.tolist() == [1.0] * len(x)
+    assert (own(classifier.tapped(found.image, own.taps)) < own(classifier.tapped(x, own.taps))).all()
+
+
+def test_the_objective_is_p_adv_and_differentiable(classifier: Classifier) -> None:
+    x = images().requires_grad_()
+    made = purifier(classifier)
+    ours, plain = made.objective(x), p_adv(classifier, x)
+    assert torch.allclose(ours, plain, atol=1e-6)
+    (one,), (other,) = (torch.autograd.grad(each.sum(), x) for each in (ours, plain))
+    assert torch.allclose(one, other, atol=1e-6)
+
+
+@pytest.mark.parametrize(("selection", "tails"), [("fixed", 1), ("best-iterate", 11)])
+def test_no_layer_runs_twice_for_an_iterate(classifier: Classifier, selection: str, tails: int) -> None:
+    made, calls = purifier(classifier, selection=selection), {}
+    layers = list(classifier.encoder.children())
+    blocks = [layer for layer in layers if type(layer).__name__ == "Block"]
+    for name, layer in {"first": layers[0], "block4": blocks[3], "block5": blocks[4]}.items():
+
+        def count(_module: nn.Module, _inputs: object, _output: Tensor, name: str = name) -> None:
+            calls[name] = calls.get(name, 0) + 1
+
+        layer.register_forward_hook(count)
+    found = made.purify(images(2))
+    assert calls == {"first": 11, "block4": 11, "block5": tails}
+    assert (found.forward_passes.tolist(), found.backward_passes.tolist()) == ([11, 11], [10, 10])
+    assert (made.info.forward_passes, made.info.backward_passes) == (11, 10)
+
+
+def test_the_logits_go_on_from_the_higher_tap_whatever_the_order(classifier: Classifier) -> None:
+    own = AidDiscriminator(taps=["block4", "stem"], channels=[32, 16], deeper=False).eval()
+    x = images(1)  # alone: a classifier then doubles what it sees
+    assert torch.equal(AdversarialProbability(classifier, own)(x).logits, classifier(x))
+
+
+def test_a_classifier_without_the_tap_is_refused() -> None:
+    own = AidDiscriminator(taps=["stem", "block9"], channels=[16, 64], deeper=False)
+    with pytest.raises(ValueError, match="looks at tap block9; this classifier has stem, block1"):
+        AdversarialProbability(frozen(build_classifier("resnet18-thin")), own)
+    with pytest.raises(
+        ValueError, match="needs a network of its own of type AidDiscriminator; its checkpoint has none"
+    ):
+        build_purifier("aid", Material(frozen(build_classifier("resnet18-thin")), PAPER, ()))

@@ -68,6 +68,27 @@ def test_the_budget_stops_the_third_step() -> None:
     assert purified.epsilon.item() == pytest.approx(0.25)
 
 
+@pytest.mark.parametrize(
+    ("selection", "skip_below", "reads"), [("fixed", None, 1), ("fixed", 0.1, 2), ("best-iterate", None, 4)]
+)
+def test_logits_are_read_only_where_an_image_could_be_chosen(
+    selection: str, skip_below: float | None, reads: int
+) -> None:
+    seen: list[Tensor] = []
+
+    class Late(Toy):
+        def __call__(self, x: Tensor) -> Evaluation:
+            return Evaluation(self.loss(x), lambda: seen.append(x) or x.detach().flatten(1)[:, :2])
+
+    toy = distance_to(0.9)
+    x = torch.tensor([0.2, 0.8]).view(2, 1, 1, 1)
+    steps = settings(selection, budgets=(0.3,), step_size=0.1, steps=3)
+    expected = descend(toy, x, steps, skip_below)
+    found = descend(Late(toy.loss), x, steps, skip_below)
+    assert torch.equal(found.logits, expected.logits)
+    assert len(seen) == reads
+
+
 def test_the_image_range_stops_a_step() -> None:
     down = descend(distance_to(-1), pixel(0.05), settings("fixed", budgets=(0.3,), step_size=0.1, steps=2))
     up = descend(distance_to(2), pixel(0.95), settings("fixed", budgets=(0.3,), step_size=0.1, steps=2))
