@@ -19,7 +19,7 @@ from torch import Tensor
 
 from models.catalog import CHUNK, Catalog, Defense, build_defense
 from models.checkpoint import Card, CheckpointError, Measurement, PurifierEntry
-from models.purifiers.soap import Soap
+from models.purifiers.descending import DescentPurifier
 from training import attacks as attacking
 from training import paper
 from training.attacks import AttackSettings
@@ -282,7 +282,7 @@ def _right(
     defense: Defense, x: Tensor, y: Tensor, oracle: bool, seeds: Sequence[int] | None
 ) -> tuple[Tensor, Tensor | None]:
     """(N,) bool: right as served; and, where the purifier chooses from candidates, right under any of them."""
-    if not oracle or not isinstance(defense.purifier, Soap):
+    if not oracle or not isinstance(defense.purifier, DescentPurifier) or not defense.purifier.chooses:
         return defense.purify(x, seeds).logits.argmax(1) == y, None
     right, any_right = [], []
     for first, part, labels in attacking.in_chunks(x, y):
@@ -295,7 +295,7 @@ def _right(
 
 def _flagged(defense: Defense, x: Tensor) -> float | None:
     percentiles = defense.card.calibration.get(defense.info.kind)
-    if not percentiles or not isinstance(defense.purifier, Soap):
+    if not percentiles or not isinstance(defense.purifier, DescentPurifier):
         return None
     with torch.no_grad():
         objective = torch.cat([defense.purifier.objective(part) for part in x.split(CHUNK)])

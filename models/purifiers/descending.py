@@ -59,6 +59,11 @@ class DescentPurifier(Generic[O]):
     def info(self) -> PurifierInfo:
         return self._info
 
+    @property
+    def chooses(self) -> bool:
+        """Whether there is more than one candidate."""
+        return self.settings.selection != "fixed"
+
     def purify(self, x: Tensor, seeds: Sequence[int] | None = None, wanted: Wanted | None = None) -> Purified:
         """See `Purifier`; `seeds` matter only with a random start."""
         return descend(self._objective, x, self.settings, self._skip_below, seeds=seeds, wanted=wanted)
