@@ -19,6 +19,7 @@ from torch import Tensor
 from models.catalog import Catalog
 from models.checkpoint import CARD, WEIGHTS, read_card, save_checkpoint
 from models.classifiers import build_classifier
+from models.networks import build_network
 from models.purifiers import Options
 from service.admin import create_admin
 from service.settings import Settings
@@ -435,3 +436,66 @@ def test_requests_have_ids_and_lines_in_the_log(
         reply = served[1].request("GET", "/checkpoints", headers={"X-Request-ID": "mine"})
     assert reply.headers["X-Request-ID"] == "mine"
     assert "request_id=mine method=GET path=/checkpoints" in caplog.text
+
+
+@pytest.fixture
+def make_addon(zoo: Path, root: Path) -> Callable[..., str]:
+    """A small generator for the toy classifier, as a folder of the root. Returns the weights' checksum."""
+
+    def build(name: str, where: Path = root, **fields: Any) -> str:
+        protected = read_card(zoo / "cifar10-toy")
+        card = {
+            **{
+                "part": "purifier",
+                "model": "cifar10",
+                "addon": "generator",
+                "network": "pix2pix",
+                "arguments": {"width": 8},
+            },
+            **{"classifier": "toy", "classifier_sha256": protected.weights_sha256, "protects": "classifier"},
+            **{"input": protected.input.model_dump(), "purifiers": {"clean-up": {"kind": "pix2pix"}}, "training": {}},
+        }
+        return save_checkpoint(where / name, build_network("pix2pix", width=8), {**card, **fields}).weights_sha256
+
+    return build
+
+
+def test_an_add_on_is_loaded_used_and_unloaded(start: Any, fresh: Catalog, make_addon: Any, png: Any) -> None:
+    api, admin = start(fresh)
+    sha256 = make_addon("generator")
+    assert admin.load("generator", sha256).status_code == 200
+    assert admin.loaded()["cifar10", "generator"]["part"] == "purifier"
+    reply = api.post("/classify?purifier=clean-up%2Bsoap-lc", content=png()).json()
+    assert (reply["classifier"], reply["addon_sha256"]) == ("toy", [sha256])
+    assert [step["purifier"] for step in reply["purification"]["steps"]] == ["clean-up", "soap-lc"]
+    assert admin.unload("cifar10", "generator", sha256=sha256).status_code == 200
+    gone = api.post("/classify?purifier=clean-up", content=png()).json()
+    assert gone["code"] == "unknown-purifier"
+
+
+@pytest.mark.parametrize(
+    ("fields", "detail"),
+    [
+        ({"classifier_sha256": "0" * 64}, "protects a classifier that is not loaded"),
+        ({"purifiers": {"soap-lc": {"kind": "pix2pix"}}}, "has a purifier 'soap-lc' already"),
+        ({"purifiers": {"clean-up": {"kind": "aid"}}}, "needs a network of its own of type AidDiscriminator"),
+        ({"arguments": {"width": 4}}, "weights and card don't fit together"),
+    ],
+)
+def test_an_add_on_that_can_not_serve_is_refused(
+    untouched: tuple[Admin, Path], make_addon: Any, fields: dict[str, Any], detail: str
+) -> None:
+    admin, root = untouched
+    reply = admin.load("generator", make_addon("generator", root, **fields))
+    assert (reply.status_code, reply.json()["code"]) == (422, "checkpoint-refused")
+    assert detail in reply.json()["detail"]
+
+
+def test_swapping_a_classifier_leaves_its_add_on_unoffered(
+    start: Any, fresh: Catalog, make: Any, make_addon: Any, png: Any
+) -> None:
+    api, admin = start(fresh)
+    assert admin.load("generator", make_addon("generator")).status_code == 200
+    assert admin.load("version-2", make("version-2")).status_code == 200
+    assert api.post("/classify?purifier=clean-up", content=png()).json()["code"] == "unknown-purifier"
+    assert ("cifar10", "generator") in admin.loaded()
