@@ -81,18 +81,19 @@ def load_plan(name: str, overrides: dict[str, Any] | None = None) -> Plan:
         raise EvaluationError(f"{path}: {error}") from error
 
 
-def defenses_of(catalog: Catalog, model: str, classifier: str) -> list[Defense]:
-    """Every purifier that a checkpoint's card offers.
+def defenses_of(catalog: Catalog, model: str, classifier: str, chains: Sequence[str] = ()) -> list[Defense]:
+    """Every purifier that is offered for a classifier, and these chains of them.
 
     Raises:
         EvaluationError: there is no such checkpoint; the message lists what there is.
+        UnknownName: a chain can't be made.
     """
     offers = catalog.offers()
     found = [catalog.load(offer) for offer in offers if (offer.model, offer.classifier) == (model, classifier)]
     if not found:
         known = ", ".join(sorted({f"{offer.model}/{offer.classifier}" for offer in offers}))
         raise EvaluationError(f"no checkpoint {model}/{classifier}; known: {known}")
-    return found
+    return [*found, *(catalog.defense(model, chain, classifier) for chain in chains)]
 
 
 def variants_of(defense: Defense, path: Path) -> list[Defense]:

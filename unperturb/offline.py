@@ -90,6 +90,9 @@ def evaluate(
         str | None, typer.Option(help="A shipped plan's name or a .toml file. Default: soap-MODEL.")
     ] = None,
     purifier: Annotated[list[str] | None, typer.Option(help="Only this purifier; may be repeated.")] = None,
+    chain: Annotated[
+        list[str] | None, typer.Option(help="Also these purifiers in a row, such as pix2pix+aid; may be repeated.")
+    ] = None,
     attack: Annotated[list[str] | None, typer.Option(help="Only this attack of the plan; may be repeated.")] = None,
     variants: Annotated[
         Path | None, typer.Option(help="Purifier settings to compare on this checkpoint, instead of its card's; TOML.")
@@ -114,7 +117,7 @@ def evaluate(
     given = (("first", first), ("n", n), ("adaptive_n", adaptive_n))
     chosen = evaluation.load_plan(plan or f"soap-{model}", {key: value for key, value in given if value is not None})
     catalog = open_catalog(zoo, device)
-    defenses = evaluation.defenses_of(catalog, model, classifier)
+    defenses = evaluation.defenses_of(catalog, model, classifier, chain or ())
     if variants:
         defenses = evaluation.variants_of(defenses[0], variants)
     file = out or Path("runs") / "results" / f"{model}-{classifier}-{chosen.name}.json"

@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,18 @@ def test_measurements_stand_in_the_card_beside_the_papers(defenses, plan, data, 
     assert measured["soap-dr", "pgd"].paper == 0.6188
     assert "epsilon 0.3" in measured["soap-dr", "pgd"].detail
     assert measured["soap-dr", "bpda"].n == 8
+
+
+def test_chains_are_measured_where_they_are_asked_for(trained, data, tmp_path, quiet):
+    card = json.loads((trained / "card.json").read_text())
+    twin = tmp_path / "twin"
+    shutil.copytree(trained, twin)
+    card["purifiers"]["again"] = card["purifiers"]["soap-dr"]
+    (twin / "card.json").write_text(json.dumps(card))
+    found = defenses_of(Catalog.open([twin]), "mnist", "fcn-soap-dr", ["soap-dr+again"])
+    plan = short(load_plan("soap-mnist", FEW))
+    cells = Evaluation(found, plan, tmp_path / "r.json", data).run(quiet, purifiers=["soap-dr+again"])
+    assert {(c.attack.name, c.oracle) for c in cells} == {(name, False) for name in ("none", "fgsm", "pgd", "bpda")}
 
 
 def test_a_card_keeps_the_results_of_other_files(defenses, plan, data, tmp_path, quiet, trained):
