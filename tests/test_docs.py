@@ -61,7 +61,7 @@ def test_every_offer_was_measured_with_the_settings_and_weights_that_are_served(
 def test_static_results_have_a_thousand_images_and_adaptive_ones_two_hundred():
     for offer in Catalog.open().offers():
         for measured in offer.card.measured:
-            assert measured.n >= (200 if measured.attack in ("two-view", "bpda") else 1000)
+            assert measured.n >= (200 if measured.attack in ("two-view", "bpda", "end-to-end") else 1000)
 
 
 def test_the_settings_page_is_what_the_command_prints():

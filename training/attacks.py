@@ -1,4 +1,4 @@
-"""Attacks: SOAP Alg. 1 on the classifier alone, and two attackers who know the defence.
+"""Attacks: SOAP Alg. 1 on the classifier alone, and attackers who know the defence.
 
 - `pgd` (Alg. 1; FGSM is one step of the whole budget): gradient of the undefended classifier. It doesn't know the purifier.
 - `foolbox_attack`: others on the undefended classifier (DeepFool, Carlini and Wagner's l_2, ...), by a library.
@@ -8,6 +8,7 @@
   on the distance of a classifier's inner activations from those of the clean image. No labels; meant to carry over to others.
 - `bpda`: identity-BPDA (Athalye et al. 2018). Each step purifies the current image, takes the gradient at the *purified*
   point and applies it to the image, as if the purifier were the identity.
+- `end_to_end`: plain ascent through purifier and classifier, where both are one differentiable function (NRP, Pix2Pix).
 
 An adaptive attack succeeds on an image if *any* iterate that it checked is misclassified by the whole defence: the attacker
 picks the best one. Budgets are l_inf, in [0, 1] units.
@@ -25,7 +26,7 @@ from torch.nn import functional as F
 
 from models.catalog import CHUNK, Defense
 
-Mode = Literal["none", "static", "features", "foolbox", "two-view", "bpda"]
+Mode = Literal["none", "static", "features", "foolbox", "two-view", "bpda", "end-to-end"]
 
 
 class AttackSettings(BaseModel):
@@ -277,6 +278,26 @@ def bpda(defense: Defense, x: Tensor, y: Tensor, settings: AttackSettings, first
 
     last = ascend(loss, x, settings)
     purified(last)
+    return Survived(right, last)
+
+
+def end_to_end(defense: Defense, x: Tensor, y: Tensor, settings: AttackSettings, first: int = 0) -> Survived:
+    """Ascend the cross entropy of the whole defence, by its own gradient; check it at every iterate. first: see `static`.
+
+    Raises:
+        ValueError: the purifier is no differentiable function.
+    """
+    through = getattr(defense.purifier, "through", None)
+    if through is None:
+        raise ValueError(f"purifier {defense.name!r} can't be differentiated through")
+    right = torch.ones(len(x), dtype=torch.bool, device=x.device)
+
+    def check(step: int, image: Tensor) -> None:
+        found = defense.purify(image, draws(defense, settings, first, len(x), step))
+        right.logical_and_(found.logits.argmax(1) == y)
+
+    check(0, x)
+    last = ascend(lambda image: F.cross_entropy(through(image), y, reduction="none"), x, settings, on_step=check)
     return Survived(right, last)
 
 

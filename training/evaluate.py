@@ -29,6 +29,10 @@ from training.progress import Progress
 PLANS = Path(__file__).parent / "plans"
 
 
+# Attacks on the whole defence, by their mode.
+ADAPTIVE = {"two-view": attacking.two_view, "bpda": attacking.bpda, "end-to-end": attacking.end_to_end}
+
+
 class EvaluationError(Exception):
     """An evaluation can't run; the message says why and what to do."""
 
@@ -154,7 +158,7 @@ class Evaluation:
         return self.cells
 
     def _fill(self, defense: Defense, attack: AttackSettings, progress: Progress, oracle: bool) -> None:
-        adaptive = attack.mode in ("two-view", "bpda")
+        adaptive = attack.mode in ADAPTIVE
         n = self.plan.adaptive_n if adaptive else self.plan.n
         if any(cell.purifier == defense.name and cell.attack == attack and cell.n == n for cell in self.cells):
             return
@@ -199,7 +203,7 @@ class Evaluation:
             raise EvaluationError(str(error)) from error
 
     def _adaptive(self, defense: Defense, attack: AttackSettings, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        one = attacking.two_view if attack.mode == "two-view" else attacking.bpda
+        one = ADAPTIVE[attack.mode]
         found = [
             one(defense, part, labels, attack, self.plan.first + first)
             for first, part, labels in attacking.in_chunks(x, y)
@@ -273,9 +277,10 @@ def _addons(defenses: Sequence[Defense]) -> dict[str, Any]:
 
 
 def _applies(defense: Defense, attack: AttackSettings) -> bool:
-    """The adaptive attacks need a purifier to adapt to, or its views."""
-    if attack.mode == "two-view":
-        return hasattr(defense.purifier, "view_logits")
+    """The adaptive attacks need a purifier to adapt to, its views, or its gradient."""
+    needs = {"two-view": "view_logits", "end-to-end": "through"}
+    if attack.mode in needs:
+        return hasattr(defense.purifier, needs[attack.mode])
     return attack.mode != "bpda" or defense.info.kind != "none"
 
 

@@ -79,7 +79,7 @@ def addons(classifiers: Sequence[str]) -> str:
         for purifier in dict.fromkeys(cell.purifier for cell in cells):
             mine = {cell.attack.name: cell for cell in cells if cell.purifier == purifier}
             shown = [_beside(mine[name]) for name in heads]
-            adaptive = _beside(mine["bpda"]) if "bpda" in mine else ""
+            adaptive = " | ".join(_beside(mine[name]) if name in mine else "" for name in ("bpda", "end-to-end"))
             worst = f"{100 * _worst([mine[name] for name in heads]):.1f}"
             rows.append(f"| {classifier} | `{purifier}` | {' | '.join(shown)} | {worst} | {adaptive} |")
     return "\n".join(rows)

@@ -8,7 +8,7 @@ from models.catalog import build_defense
 from models.checkpoint import Card
 from models.classifiers import Classifier, build_classifier, frozen
 from models.purifiers import Purified
-from training.attacks import AttackSettings, ascend, bpda, distort, foolbox_attack, static, two_view
+from training.attacks import AttackSettings, ascend, bpda, distort, end_to_end, foolbox_attack, static, two_view
 
 PGD = AttackSettings(name="pgd", mode="static", epsilon=0.1, step_size=0.03, steps=10)
 
@@ -143,6 +143,27 @@ def test_every_look_at_a_random_defense_has_fresh_seeds_that_belong_to_the_image
         seen.append(noisy.purifier.seen)
     assert len(set(seen[0])) == len(seen[0]) > 0
     assert [seeds[1] for seeds in seen[0]] == [seeds[0] for seeds in seen[1]]
+
+
+def test_a_differentiable_purifier_is_attacked_through_its_own_gradient():
+    class Flip(Shift):
+        """x -> 1 - x: BPDA's identity points the wrong way, the true gradient does not."""
+
+        def purify(self, x, seeds=None, wanted=None):
+            found = self.inner.purify(1 - x)
+            return Purified(**{**found.__dict__, "image": 1 - x})
+
+        def through(self, x):
+            return self.inner.logits(1 - x)
+
+    plain = defense()
+    flipped = type(plain)("flip", plain.card, plain.classifier, Flip(plain.purifier), plain.device)
+    x, labels = images(0.45), torch.ones(3, dtype=torch.long)
+    assert bpda(flipped, x, labels, PGD).right.all()
+    assert not end_to_end(flipped, x, labels, PGD).right.any()
+    assert end_to_end(flipped, images(0.3), labels, PGD).right.all()
+    with pytest.raises(ValueError, match="can't be differentiated through"):
+        end_to_end(plain, x, labels, PGD)
 
 
 def test_settings_describe_themselves():
