@@ -5,8 +5,8 @@ set -eu
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
 url=${1:-http://127.0.0.1:8000}
 url=${url%/}
-sample=$root/samples/cifar10-helps-automobile-2004.png
-other=$root/samples/cifar10-helps-ship-2026.png
+sample=$root/samples/cifar10-helps-cat-2001.png
+other=$root/samples/cifar10-helps-deer-2009.png
 
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -1,4 +1,4 @@
-"""Markdown tables from the committed results: `python -m training.tables` rewrites those in README.md and docs/soap.md.
+"""Markdown tables from the committed results: `python -m training.tables` rewrites those in the pages.
 
 A table stands between `<!-- table:NAME -->` and `<!-- end -->`. No accuracy there is typed by hand, and a test compares
 the pages with the results.
@@ -15,7 +15,7 @@ from training.evaluate import Cell
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
-PAGES = (ROOT / "README.md", ROOT / "docs" / "soap.md")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "soap.md", ROOT / "docs" / "addons.md")
 COLUMNS = ("none", "fgsm", "pgd", "two-view", "bpda")
 
 
@@ -160,6 +160,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "cost": cost,
     "cifar10": lambda: soap("cifar10", CIFAR),
     "mnist": lambda: soap("mnist", MNIST),
+    "addons": lambda: addons(("resnet18-natural", "resnet18-at")),
     "detector-cifar10": lambda: detector("cifar10", CIFAR),
     "detector-mnist": lambda: detector("mnist", MNIST),
     "variants-lc": lambda: variants("variants-soap-lc.json"),

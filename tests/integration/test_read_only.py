@@ -11,7 +11,7 @@ from pathlib import Path
 
 import httpx
 
-SAMPLE = Path(__file__).parents[2] / "samples" / "cifar10-helps-automobile-2004.png"
+SAMPLE = Path(__file__).parents[2] / "samples" / "cifar10-helps-cat-2001.png"
 
 # Python tells hooks before it opens, makes or moves a file; __pycache__ goes unwritten where it can't be.
 CODE = """
