@@ -149,8 +149,13 @@ def test_no_layer_runs_twice_for_an_iterate(classifier: Classifier, selection: s
 
 def test_the_logits_go_on_from_the_higher_tap_whatever_the_order(classifier: Classifier) -> None:
     own = AidDiscriminator(taps=["block4", "stem"], channels=[32, 16], deeper=False).eval()
-    x = images(1)  # alone: a classifier then doubles what it sees
-    assert torch.equal(AdversarialProbability(classifier, own)(x).logits, classifier(x))
+    x, calls = images(1), []  # alone: a classifier then doubles what it sees
+    expected = classifier(x)
+    next(each for each in classifier.encoder if type(each).__name__ == "Block").register_forward_hook(
+        lambda *_: calls.append(1)
+    )
+    assert torch.equal(AdversarialProbability(classifier, own)(x).logits, expected)
+    assert len(calls) == 1
 
 
 def test_a_classifier_without_the_tap_is_refused() -> None:
