@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from models.classifiers import Classifier
+from models.registry import Registry
 from training.augment import Cropper
 from training.data import ImageData
 from training.loop import Trainer
@@ -49,24 +50,9 @@ class Setting:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16")
 
 
-Factory = Callable[[Setting], AddOnTrainer]
-_TRAINERS: dict[str, Factory] = {}
-
-
-def register_trainer(network: str) -> Callable[[Factory], Factory]:
-    """Train networks of this name with the trainer below.
-
-    Raises:
-        ValueError: the network has a trainer already.
-    """
-
-    def decorate(factory: Factory) -> Factory:
-        if network in _TRAINERS:
-            raise ValueError(f"purifier network {network!r} already has a trainer")
-        _TRAINERS[network] = factory
-        return factory
-
-    return decorate
+# By the network's name.
+TRAINERS: Registry[Callable[[Setting], AddOnTrainer]] = Registry("trainer of purifier network")
+register_trainer = TRAINERS.register
 
 
 def trainer(setting: Setting) -> AddOnTrainer:
@@ -75,7 +61,4 @@ def trainer(setting: Setting) -> AddOnTrainer:
     Raises:
         ValueError: it has none, or the recipe's `settings` are wrong.
     """
-    if setting.recipe.network not in _TRAINERS:
-        known = ", ".join(sorted(_TRAINERS))
-        raise ValueError(f"no trainer for purifier network {setting.recipe.network!r}; there are some for {known}")
-    return _TRAINERS[setting.recipe.network](setting)
+    return TRAINERS.builder(setting.recipe.network)(setting)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from models.registry import Registry, called
 from models.rounding import by_rows
 
 
@@ -168,25 +169,9 @@ def _make_batch_invariant(module: nn.Module) -> bool:
     return invariant
 
 
-Builder = Callable[..., Classifier]
-_BUILDERS: dict[str, Builder] = {}
-
-
-def register_architecture(name: str) -> Callable[[Builder], Builder]:
-    """Make a builder available to cards and recipes under `name`. A name can be taken once."""
-
-    def decorate(builder: Builder) -> Builder:
-        if name in _BUILDERS:
-            raise ValueError(f"architecture {name!r} is already registered")
-        _BUILDERS[name] = builder
-        return builder
-
-    return decorate
-
-
-def architectures() -> list[str]:
-    """The names that `build_classifier` knows."""
-    return sorted(_BUILDERS)
+ARCHITECTURES: Registry[Callable[..., Classifier]] = Registry("architecture")
+register_architecture = ARCHITECTURES.register
+architectures = ARCHITECTURES.names
 
 
 def build_classifier(architecture: str, /, **arguments: object) -> Classifier:
@@ -195,9 +180,4 @@ def build_classifier(architecture: str, /, **arguments: object) -> Classifier:
     Raises:
         ValueError: the architecture is unknown, or an argument does not fit it; the message says what exists.
     """
-    if architecture not in _BUILDERS:
-        raise ValueError(f"unknown architecture {architecture!r}; known: {', '.join(architectures())}")
-    try:
-        return _BUILDERS[architecture](**arguments)
-    except TypeError as error:
-        raise ValueError(f"architecture {architecture!r}: {error}") from error
+    return called(f"architecture {architecture!r}", ARCHITECTURES.builder(architecture), arguments)

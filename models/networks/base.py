@@ -6,29 +6,11 @@ from copy import deepcopy
 import torch
 from torch import nn
 
-Builder = Callable[..., nn.Module]
-_BUILDERS: dict[str, Builder] = {}
+from models.registry import Registry, called
 
-
-def register_network(name: str) -> Callable[[Builder], Builder]:
-    """Make a builder available to cards and recipes under `name`. A name can be taken once.
-
-    Raises:
-        ValueError: the name is taken.
-    """
-
-    def decorate(builder: Builder) -> Builder:
-        if name in _BUILDERS:
-            raise ValueError(f"network {name!r} is already registered")
-        _BUILDERS[name] = builder
-        return builder
-
-    return decorate
-
-
-def networks() -> list[str]:
-    """The names that `build_network` knows."""
-    return sorted(_BUILDERS)
+NETWORKS: Registry[Callable[..., nn.Module]] = Registry("purifier network")
+register_network = NETWORKS.register
+networks = NETWORKS.names
 
 
 def build_network(name: str, /, **arguments: object) -> nn.Module:
@@ -37,12 +19,7 @@ def build_network(name: str, /, **arguments: object) -> nn.Module:
     Raises:
         ValueError: the name is unknown, or an argument does not fit it; the message says what exists.
     """
-    if name not in _BUILDERS:
-        raise ValueError(f"unknown purifier network {name!r}; known: {', '.join(networks())}")
-    try:
-        return _BUILDERS[name](**arguments)
-    except TypeError as error:
-        raise ValueError(f"purifier network {name!r}: {error}") from error
+    return called(f"purifier network {name!r}", NETWORKS.builder(name), arguments)
 
 
 def frozen_network(network: nn.Module, device: torch.device | str = "cpu") -> nn.Module:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from models.classifiers import Classifier
+from models.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -139,29 +140,9 @@ class Material:
         return self.network
 
 
-Builder = Callable[[Material], Purifier]
-_BUILDERS: dict[str, Builder] = {}
-
-
-def register(kind: str) -> Callable[[Builder], Builder]:
-    """Make a builder available to cards under `kind`. A kind can be taken once.
-
-    Raises:
-        ValueError: the kind is taken.
-    """
-
-    def decorate(builder: Builder) -> Builder:
-        if kind in _BUILDERS:
-            raise ValueError(f"purifier kind {kind!r} is already registered")
-        _BUILDERS[kind] = builder
-        return builder
-
-    return decorate
-
-
-def kinds() -> list[str]:
-    """The purifier kinds that `build_purifier` knows."""
-    return sorted(_BUILDERS)
+PURIFIERS: Registry[Callable[[Material], Purifier]] = Registry("purifier kind")
+register = PURIFIERS.register
+kinds = PURIFIERS.names
 
 
 def build_purifier(kind: str, material: Material) -> Purifier:
@@ -170,9 +151,7 @@ def build_purifier(kind: str, material: Material) -> Purifier:
     Raises:
         ValueError: the kind is unknown or the settings do not fit it; the message says what exists.
     """
-    if kind not in _BUILDERS:
-        raise ValueError(f"unknown purifier kind {kind!r}; known: {', '.join(kinds())}")
-    return _BUILDERS[kind](material)
+    return PURIFIERS.builder(kind)(material)
 
 
 def one_each(x: Tensor, seeds: Sequence[int] | None) -> list[int]:

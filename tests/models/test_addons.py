@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from models.catalog import Catalog, UnknownName
 from models.checkpoint import CARD, AddOn, Checkpoint, CheckpointError, open_checkpoint, read_card, save_checkpoint
-from models.networks import base as networks
-from models.purifiers import Material, Options, Purified, base
-from models.purifiers.base import PurifierInfo, counted
+from models.networks.base import NETWORKS
+from models.purifiers import Material, Options, Purified
+from models.purifiers.base import PURIFIERS, PurifierInfo, counted
 
 Make = Callable[..., Path]
 
@@ -53,8 +53,8 @@ class Shifting:
 
 @pytest.fixture(autouse=True)
 def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(networks._BUILDERS, "shift", Shift)
-    monkeypatch.setitem(base._BUILDERS, "shift", Shifting)
+    monkeypatch.setitem(NETWORKS.builders, "shift", Shift)
+    monkeypatch.setitem(PURIFIERS.builders, "shift", Shifting)
 
 
 @pytest.fixture

@@ -96,7 +96,7 @@ def test_a_wrong_setting_is_named(setting):
 
 
 def test_the_defaults_are_the_recipes():
-    assert AidSettings() == AidSettings.model_validate(load_recipe("aid-resnet18").settings)
+    assert AidSettings() == AidSettings.model_validate(load_recipe("aid-resnet18-natural").settings)
 
 
 def test_a_classifier_without_the_tap_is_refused(setting):
