@@ -51,7 +51,8 @@ def test_every_shipped_checkpoint_carries_its_committed_results():
 
 def test_every_offer_was_measured_with_the_settings_and_weights_that_are_served():
     for offer in Catalog.open().offers():
-        assert offer.measured(), f"{offer.purifier} on {offer.classifier}"
+        beside = all(addon.card.classifier == offer.classifier for addon in offer.addons)
+        assert offer.measured() or not beside, f"{offer.purifier} on {offer.classifier}"
         for found, taken in results_of(offer.card):
             if any(measured in taken for measured in offer.measured()):
                 assert found["settings"][offer.purifier] == offer.entry.settings

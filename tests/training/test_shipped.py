@@ -21,14 +21,16 @@ N = 96
 
 
 def cell(offer, attack):
-    found = json.loads((RESULTS / f"{offer.model}-{offer.classifier}-soap-{offer.model}.json").read_text())
+    file = next(each.detail.rsplit("; ", 1)[1] for each in offer.measured() if each.attack == attack)
+    found = json.loads((RESULTS / file).read_text())
     cells = [Cell.model_validate(each) for each in found["cells"]]
     return next(c for c in cells if (c.purifier, c.attack.name, c.oracle) == (offer.purifier, attack, False))
 
 
 @pytest.mark.parametrize("attack", ["none", "fgsm", "pgd"])
 @pytest.mark.parametrize(
-    ("model", "purifier"), [("cifar10", "none"), ("cifar10", "soap-lc"), ("cifar10", "soap-rp"), ("mnist", "soap-dr")]
+    ("model", "purifier"),
+    [("cifar10", name) for name in ("none", "soap-lc", "soap-rp", "aid", "pix2pix")] + [("mnist", "soap-dr")],
 )
 def test_committed_outcomes_come_out_again(model, purifier, attack):
     catalog = Catalog.open()
