@@ -6,8 +6,8 @@ Duhun Hwang, Eunjung Lee, Wonjong Rhee: AID-Purifier: A Light Auxiliary Network 
 What the paper leaves open or contradicts, and what we chose:
 - For CIFAR-10, CIFAR-100 and TinyImageNet "one more linear layer both before and after concatenating" (A.2) has no width: we
   take 1024, that of its neighbours. The authors' public code has other numbers of layers than Table 5; we follow the table.
-- Table 5 names no normalisation. The public code has a batch norm after every hidden layer, and one epoch at the paper's
-  learning rate needs it; so do we. It is fixed at inference, where an image's answer must not depend on its batch.
+- Table 5 names no normalisation. The public code has a batch norm after every hidden layer, and so have we. It is fixed at
+  inference, where an image's answer must not depend on its batch.
 - The sigmoid is left to the reader: training and purification are both exacter on the logit.
 """
 

@@ -95,8 +95,8 @@ def test_a_wrong_setting_is_named(setting):
         trainer(setting(gama=2))
 
 
-def test_the_defaults_are_the_recipes():
-    assert AidSettings() == AidSettings.model_validate(load_recipe("aid-resnet18-natural").settings)
+def test_the_defaults_are_the_papers_but_for_the_length_of_the_attack():
+    assert AidSettings(steps=40) == AidSettings.model_validate(load_recipe("aid-resnet18-paper").settings)
 
 
 def test_a_classifier_without_the_tap_is_refused(setting):
