@@ -136,7 +136,7 @@ class Loop:
     def provenance(self, device: torch.device) -> dict[str, Any]:
         """How these weights came about, for the card."""
         return {
-            "command": "unperturb " + shlex.join(sys.argv[1:]) if Path(sys.argv[0]).name == "unperturb" else None,
+            "command": _command(),
             "commit": self.commit,
             "seconds": round(self.seconds),
             "threads": torch.get_num_threads(),
@@ -166,6 +166,13 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Learn with `rate` from here on."""
     for group in optimizer.param_groups:
         group["lr"] = rate
+
+
+def _command() -> str | None:
+    """The command line, if this is `unperturb` or `python -m unperturb`."""
+    program = Path(sys.argv[0])
+    ours = program.name == "unperturb" or program.parts[-2:] == ("unperturb", "__main__.py")
+    return "unperturb " + shlex.join(sys.argv[1:]) if ours else None
 
 
 def _commit() -> str | None:

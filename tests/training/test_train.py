@@ -73,6 +73,14 @@ def test_the_seed_decides_everything(tiny, data, tmp_path, quiet):
     assert not equal(weights(tmp_path / "a"), weights(tmp_path / "c"))
 
 
+@pytest.mark.parametrize("program", ["/usr/bin/unperturb", "/lib/unperturb/__main__.py", "/lib/pytest/__main__.py"])
+def test_the_card_holds_the_command_that_made_it(tiny, data, tmp_path, quiet, monkeypatch, program):
+    monkeypatch.setattr("sys.argv", [program, "train", "soap-dr-fcn", "--out", "my runs"])
+    card = train(tiny("soap-dr-fcn", epochs=1), out=tmp_path, data=data, progress=quiet)
+    expected = None if "pytest" in program else "unperturb train soap-dr-fcn --out 'my runs'"
+    assert card.training["command"] == expected
+
+
 def test_training_leaves_the_callers_generator_alone(tiny, data, tmp_path, quiet):
     torch.manual_seed(5)
     expected = torch.rand(3)
