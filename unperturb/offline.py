@@ -10,7 +10,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from models.catalog import ZOO
 from models.checkpoint import AddOnCard, Card, Checkpoint, write_card
 from unperturb.options import Data, Device, Json, Model, Threads, Zoo, open_catalog
 
@@ -54,21 +53,22 @@ def train(
     folder = out or Path("runs") / chosen.name
     wishes: dict[str, Any] = {"out": folder, "data": data, "download": download, "restart": restart, "device": device}
     card: Card | AddOnCard
+    needed, plan = [folder], ""
     with limited(threads):
         if isinstance(chosen, Recipe):
             card = train_classifier(chosen, start=start, **wishes)
         elif start is not None:
             raise TrainingError(f"--from is for classifiers; recipe {chosen.name!r} trains an add-on")
         else:
-            card = train_addon(chosen, catalog=open_catalog(zoo), **wishes)
+            catalog = open_catalog(zoo)
+            card = train_addon(chosen, catalog=catalog, **wishes)
+            # An add-on is of no use without its classifier; the rest of the zoo may hold another add-on of its name.
+            needed, plan = [catalog.folder(card.model, card.classifier), folder], f" --plan addons-{card.model}"
     if as_json:
         return typer.echo(card.model_dump_json(indent=1))
-    # An add-on is of no use without its classifier.
-    where = (
-        f"--zoo {folder}" if isinstance(card, Card) else " ".join(f"--zoo {one}" for one in (*(zoo or [ZOO]), folder))
-    )
+    where = " ".join(f"--zoo {one}" for one in needed)
     typer.echo(f"checkpoint in {folder}\nserve it:   unperturb serve {where}")
-    typer.echo(f"measure it: unperturb evaluate {card.classifier} --model {card.model} {where}")
+    typer.echo(f"measure it: unperturb evaluate {card.classifier} --model {card.model}{plan} {where}")
 
 
 def _list_recipes(as_json: bool) -> None:

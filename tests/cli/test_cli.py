@@ -1,6 +1,7 @@
 """The command line as a user meets it, on the shipped checkpoints and samples."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -96,6 +97,31 @@ def test_train_then_evaluate_then_classify(tmp_path):
     image = next(SAMPLES.glob("mnist-clean-*.png"))
     found = run("classify", image, "--model", "mnist", "--purifier", "soap-dr", "--zoo", out, "--json")
     assert json.loads(found.output)[0]["epsilon"] >= 0
+
+
+def test_an_add_on_is_trained_beside_a_shipped_classifier_and_measured_as_the_command_says(tmp_path):
+    out = tmp_path / "aid"
+    recipe = tmp_path / "small.toml"
+    shipped = (ROOT / "training" / "recipes" / "aid-resnet18.toml").read_text()
+    recipe.write_text("calibration_images = 128\n" + shipped.replace("steps = 5", "steps = 1"))
+    trained = run("train", recipe, "--out", out, "--data", DATA, "--epochs", 1, "--threads", 1)
+    assert trained.exit_code == 0, trained.output
+    hint = re.search(r"measure it: unperturb (.*)", trained.output)[1].split()
+    measured = run(*hint, "--data", DATA, "--n", 4, "--attack", "none", "--out", tmp_path / "r.json", "--json")
+    assert {cell["purifier"] for cell in json.loads(measured.stdout)} == {"aid", "none"}
+    image = next(SAMPLES.glob("cifar10-clean-*.png"))
+    zoo = [part for part in hint if part.startswith("/")]
+    options = [option for folder in zoo for option in ("--zoo", folder)]
+    found = run("classify", image, "--purifier", "aid", *options, "--json")
+    assert 0 < json.loads(found.output)[0]["objective_before"] < 1
+
+
+def test_an_add_on_has_no_checkpoint_to_begin_with(monkeypatch, capsys, tmp_path):
+    code, message = failing(monkeypatch, capsys, "train", "aid-resnet18", "--from", tmp_path, "--data", DATA)
+    assert (code, message.strip()) == (
+        2,
+        "unperturb: --from is for classifiers; recipe 'aid-resnet18' trains an add-on",
+    )
 
 
 def test_convert_places_foreign_weights(tmp_path):
