@@ -437,8 +437,10 @@ class Catalog:
         """The chain of single offers on one classifier."""
         if len(offers) == 1:
             return offers[0]
-        chain = Offer(offers[0].base, [offer.steps[0] for offer in offers])
-        return self._chains.setdefault((chain.base, chain.purifier), chain)
+        key = offers[0].base, "+".join(offer.purifier for offer in offers)
+        if key not in self._chains:
+            self._chains.setdefault(key, Offer(key[0], [offer.steps[0] for offer in offers]))  # one of several threads'
+        return self._chains[key]
 
     def defense(self, model: str, purifier: str, classifier: str | None = None) -> Defense:
         """Resolve and build (once). Safe from several threads.

@@ -94,7 +94,8 @@ def test_patterns_find_what_they_should(pattern: re.Pattern[str], text: str) -> 
 
 
 @pytest.mark.parametrize(
-    "text", ["data/root/x", "$root/" + "work", "a/" + "work/b", "/workers", "shared/worker.md", "networks"]
+    "text",
+    ["data/" + "root/x", "$root/" + "work", "a/" + "work/b", "/" + "workers", "shared" + "/worker.md", "networks"],
 )
 def test_patterns_leave_the_rest_alone(text: str) -> None:
     assert not any(pattern.search(text) for pattern in (HOST, MACHINE_PATH, SIBLING))

@@ -54,6 +54,16 @@ class OptionError(ValueError):
     """A purifier doesn't take this option; the message says which it takes."""
 
 
+def refuse_options(kind: str, options: Options) -> None:
+    """For purifiers without any.
+
+    Raises:
+        OptionError: some are given.
+    """
+    if options.given():
+        raise OptionError(f"purifier {kind!r} takes no options; got {', '.join(options.given())}")
+
+
 N = TypeVar("N", bound=nn.Module)
 
 # Asked between steps: which images of the batch somebody still waits for.

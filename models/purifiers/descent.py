@@ -113,6 +113,11 @@ class DescentSettings(BaseModel):
         nonzero = [budget for budget in self.budgets if budget > 0]
         return nonzero if self.selection == "min-aux" else nonzero[-1:]
 
+    @property
+    def zero_in_grid(self) -> bool:
+        """Whether min-aux may choose the image as it came."""
+        return self.selection == "min-aux" and self.budgets[0] == 0
+
     def reach(self, t: int) -> float:
         """How far a pixel can be from the image's after t steps, the budget aside."""
         return self.random_start + t * self.step_size
@@ -202,8 +207,7 @@ def descend(
     skip = before.loss.detach() <= (skip_below if skip_below is not None else -torch.inf)
     best = _Best(x, before, on_candidate)
     budgets = settings.descended()
-    zero_in_grid = settings.selection == "min-aux" and settings.budgets[0] == 0
-    if zero_in_grid or settings.selection == "best-iterate" or not budgets:
+    if settings.zero_in_grid or settings.selection == "best-iterate" or not budgets:
         best.offer(torch.arange(len(x), device=x.device), x, before, 0.0)
     if budgets and (on_candidate or not bool(skip.all())):
         walk = _Walk(objective, x, settings, gradient, best, own)
@@ -332,6 +336,5 @@ def passes(objective: Cost, settings: DescentSettings) -> tuple[int, int]:
     # From a random start the incoming image is one evaluation more; else it is the start.
     forwards = gradients + distinct[-1] + (settings.random_start > 0)
     # Logits are read of candidates alone.
-    zero_in_grid = settings.selection == "min-aux" and settings.budgets[0] == 0
-    reads = forwards if settings.selection == "best-iterate" else zero_in_grid + distinct[-1]
+    reads = forwards if settings.selection == "best-iterate" else settings.zero_in_grid + distinct[-1]
     return forwards * objective.views + reads * objective.logit_views, gradients * objective.gradient_views

@@ -28,7 +28,6 @@ from models.networks.nrp import NrpGenerator
 from models.networks.pix2pix import UNet
 from models.purifiers.base import (
     Material,
-    OptionError,
     Options,
     Purified,
     Purifier,
@@ -36,6 +35,7 @@ from models.purifiers.base import (
     Wanted,
     counted,
     gaussian,
+    refuse_options,
     register,
 )
 
@@ -93,8 +93,7 @@ class GeneratorPurifier:
 
     def with_options(self, options: Options) -> Purifier:
         """See `Purifier`; there are none."""
-        if options.given():
-            raise OptionError(f"purifier {self.info.kind!r} takes no options; got {', '.join(options.given())}")
+        refuse_options(self.info.kind, options)
         return self
 
     def logits(self, x: Tensor) -> Tensor:

@@ -8,13 +8,13 @@ from torch import Tensor
 from models.classifiers import Classifier
 from models.purifiers.base import (
     Material,
-    OptionError,
     Options,
     Purified,
     Purifier,
     PurifierInfo,
     Wanted,
     counted,
+    refuse_options,
     register,
 )
 
@@ -46,8 +46,7 @@ class NoPurifier:
 
     def with_options(self, options: Options) -> Purifier:
         """See `Purifier`; there are none."""
-        if options.given():
-            raise OptionError(f"purifier 'none' takes no options; got {', '.join(options.given())}")
+        refuse_options(self.info.kind, options)
         return self
 
     def logits(self, x: Tensor) -> Tensor:
