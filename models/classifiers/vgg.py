@@ -11,11 +11,12 @@ from torch import nn
 from models.classifiers.base import Classifier, register_architecture
 from models.classifiers.resnet import CIFAR10_MEAN, CIFAR10_STD
 
-CHANNELS = (64, 128, 256, 512, 512)
+WIDTH = 64  # channels of the first block; the others have 2, 4, 8 and 8 times as many
 
 
-def _block(channels_in: int, channels_out: int, convolutions: int) -> nn.Sequential:
-    layers: list[nn.Module] = []
+def _block(channels_in: int, channels_out: int, convolutions: int, *, pool: bool) -> nn.Sequential:
+    """Pooling comes first, so that a block's output is its last convolution's: block3 is "conv3-3" of VGG-16."""
+    layers: list[nn.Module] = [nn.MaxPool2d(2)] if pool else []
     for _ in range(convolutions):
         # No bias: the norm would cancel it.
         layers += [
@@ -24,26 +25,39 @@ def _block(channels_in: int, channels_out: int, convolutions: int) -> nn.Sequent
             nn.ReLU(),
         ]
         channels_in = channels_out
-    return nn.Sequential(*layers, nn.MaxPool2d(2))
+    return nn.Sequential(*layers)
 
 
-def _vgg(depths: Sequence[int], num_classes: int, mean: Sequence[float], std: Sequence[float]) -> Classifier:
-    blocks = [_block(*shape) for shape in zip((3, *CHANNELS), CHANNELS, depths, strict=False)]
-    encoder = nn.Sequential(*blocks, nn.Flatten())
-    return Classifier(encoder, nn.Linear(CHANNELS[-1], num_classes), mean=mean, std=std)
+def _vgg(
+    depths: Sequence[int], width: int, num_classes: int, mean: Sequence[float], std: Sequence[float]
+) -> Classifier:
+    channels = (3, width, 2 * width, 4 * width, 8 * width, 8 * width)
+    shapes = zip(channels, channels[1:], depths, strict=False)
+    blocks = [_block(*shape, pool=number > 0) for number, shape in enumerate(shapes)]
+    encoder = nn.Sequential(*blocks, nn.MaxPool2d(2), nn.Flatten())
+    taps = {f"block{number}": block for number, block in enumerate(blocks, start=1)}
+    return Classifier(encoder, nn.Linear(channels[-1], num_classes), mean=mean, std=std, taps=taps)
 
 
 @register_architecture("vgg16")
 def vgg16(
-    *, num_classes: int = 10, mean: Sequence[float] = CIFAR10_MEAN, std: Sequence[float] = CIFAR10_STD
+    *,
+    width: int = WIDTH,
+    num_classes: int = 10,
+    mean: Sequence[float] = CIFAR10_MEAN,
+    std: Sequence[float] = CIFAR10_STD,
 ) -> Classifier:
-    """Configuration D: 2 + 2 + 3 + 3 + 3 convolutions (14.7 million parameters). z: (N, 512)."""
-    return _vgg((2, 2, 3, 3, 3), num_classes, mean, std)
+    """Configuration D: 2 + 2 + 3 + 3 + 3 convolutions (14.7 million parameters at width 64). z: (N, 8 * width)."""
+    return _vgg((2, 2, 3, 3, 3), width, num_classes, mean, std)
 
 
 @register_architecture("vgg19")
 def vgg19(
-    *, num_classes: int = 10, mean: Sequence[float] = CIFAR10_MEAN, std: Sequence[float] = CIFAR10_STD
+    *,
+    width: int = WIDTH,
+    num_classes: int = 10,
+    mean: Sequence[float] = CIFAR10_MEAN,
+    std: Sequence[float] = CIFAR10_STD,
 ) -> Classifier:
-    """Configuration E: 2 + 2 + 4 + 4 + 4 convolutions (20.0 million parameters). z: (N, 512)."""
-    return _vgg((2, 2, 4, 4, 4), num_classes, mean, std)
+    """Configuration E: 2 + 2 + 4 + 4 + 4 convolutions (20.0 million parameters at width 64). z: (N, 8 * width)."""
+    return _vgg((2, 2, 4, 4, 4), width, num_classes, mean, std)

@@ -252,9 +252,9 @@ def test_a_block_sees_only_what_its_norm_lets_through() -> None:
     assert torch.equal(block(torch.randn(1, 4, 8, 8)), block(torch.randn(1, 4, 8, 8)))
 
 
-def test_vgg_blocks_are_layers_of_the_encoder_each_half_as_large() -> None:
-    x, sides = images((3, 32, 32)), []
-    for block in list(build_classifier("vgg19").encoder)[:-1]:
+def test_vgg_blocks_are_layers_of_the_encoder_each_as_large_as_its_convolutions() -> None:
+    x, shapes = images((3, 32, 32)), []
+    for block in list(build_classifier("vgg19", width=4).encoder)[:5]:
         x = block(x)
-        sides.append(x.shape[-1])
-    assert sides == [16, 8, 4, 2, 1]
+        shapes.append(x.shape[1:3])
+    assert shapes == [(4, 32), (8, 16), (16, 8), (32, 4), (32, 2)]
