@@ -10,11 +10,10 @@
   point and applies it to the image, as if the purifier were the identity.
 - `end_to_end`: plain ascent through purifier and classifier, where both are one differentiable function (NRP, Pix2Pix).
 
-An adaptive attack succeeds on an image if *any* iterate that it checked is misclassified by the whole defence: the attacker
-picks the best one. Budgets are l_inf, in [0, 1] units.
+An adaptive attack succeeds on an image as soon as *any* iterate that it checks, the image itself among them, is misclassified
+by the whole defence: that one it sends, and leaves the image alone. Budgets are l_inf, in [0, 1] units.
 """
 
-import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, Self
@@ -27,6 +26,7 @@ from torch.nn import functional as F
 from models.catalog import CHUNK, Defense
 
 Mode = Literal["none", "static", "features", "foolbox", "two-view", "bpda", "end-to-end"]
+BLIND: tuple[Mode, ...] = ("static", "features", "foolbox")  # attacks on a classifier alone
 
 
 class AttackSettings(BaseModel):
@@ -51,6 +51,9 @@ class AttackSettings(BaseModel):
     arguments: dict[str, float] = Field(
         default={}, description="foolbox: of that class, where they aren't its defaults"
     )
+    source: str | None = Field(
+        default=None, description="classifier on which the images are made; default: the one that is evaluated"
+    )
     seed: int = 0
 
     @model_validator(mode="after")
@@ -58,6 +61,8 @@ class AttackSettings(BaseModel):
         for mode, field in (("foolbox", "attack"), ("features", "tap")):
             if (self.mode == mode) != (getattr(self, field) is not None):
                 raise ValueError(f"attack {self.name!r}: mode {mode!r} and the field `{field}` go together")
+        if self.source and self.mode not in BLIND:
+            raise ValueError(f"attack {self.name!r}: mode {self.mode!r} attacks the defence itself, not a `source`")
         if self.mode == "features" and not self.random_start:
             raise ValueError(
                 f"attack {self.name!r}: mode 'features' needs random_start; at the image there is no gradient"
@@ -72,10 +77,13 @@ class AttackSettings(BaseModel):
             return self.name
         if self.mode == "foolbox":
             given = "".join(f", {name} {value:g}" for name, value in self.arguments.items())
-            return f"{self.name}: Foolbox {self.attack}{given}, epsilon {_fraction(self.epsilon)}"
+            return f"{self.name}: Foolbox {self.attack}{given}, epsilon {_fraction(self.epsilon)}{self._made_on()}"
         at = f" {self.tap}," if self.tap else ""
         steps = f"{self.steps} steps of {_fraction(self.step_size)}, epsilon {_fraction(self.epsilon)}"
-        return f"{self.name}:{at} {steps}{self._special()}"
+        return f"{self.name}:{at} {steps}{self._special()}{self._made_on()}"
+
+    def _made_on(self) -> str:
+        return f", made on {self.source}" if self.source else ""
 
     def _special(self) -> str:
         momentum = f", momentum {self.momentum:g}" if self.momentum else ""
@@ -104,16 +112,23 @@ def ascend(
     delta = torch.zeros_like(x) if start is None else start
     velocity = torch.zeros_like(x)
     for step in range(1, settings.steps + 1):
-        leaf = (x + delta).requires_grad_()
-        with torch.enable_grad():
-            (gradient,) = torch.autograd.grad(loss(leaf).sum(), leaf)
-        if settings.momentum:
-            gradient = velocity = settings.momentum * velocity + _unit(gradient)
-        delta = delta + settings.step_size * gradient.sign()  # Alg. 1, l. 4
-        delta = delta.clamp(-settings.epsilon, settings.epsilon)  # l. 5
-        delta = (x + delta).clamp(0, 1) - x  # l. 6
+        delta, velocity = _stepped(loss, x, delta, velocity, settings)
         on_step(step, x + delta)
     return x + delta
+
+
+def _stepped(
+    loss: Callable[[Tensor], Tensor], x: Tensor, delta: Tensor, velocity: Tensor, settings: AttackSettings
+) -> tuple[Tensor, Tensor]:
+    """The perturbation and the velocity after one more step."""
+    leaf = (x + delta).requires_grad_()
+    with torch.enable_grad():
+        (gradient,) = torch.autograd.grad(loss(leaf).sum(), leaf)
+    if settings.momentum:
+        gradient = velocity = settings.momentum * velocity + _unit(gradient)
+    delta = delta + settings.step_size * gradient.sign()  # Alg. 1, l. 4
+    delta = delta.clamp(-settings.epsilon, settings.epsilon)  # l. 5
+    return (x + delta).clamp(0, 1) - x, velocity  # l. 6
 
 
 def _unit(gradient: Tensor) -> Tensor:
@@ -217,7 +232,10 @@ def _started(x: Tensor, noise: Tensor, epsilon: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Survived:
-    """right: (N,) bool, which images the whole defence got right at every iterate that was checked. image: the last one."""
+    """right: (N,) bool, which images the whole defence got right at every iterate that was checked.
+
+    image: what the attacker sends, the first iterate that fooled the defence, else the last. (N, C, H, W)
+    """
 
     right: Tensor
     image: Tensor
@@ -234,10 +252,46 @@ def draws(defense: Defense, settings: AttackSettings, first: int, count: int, dr
     return [((settings.seed * 1_000_003 + first + i) * 10_007 + draw) % 2**53 for i in range(count)]
 
 
+# What an adaptive attack ascends: images, labels and, where the defence was just asked, its purified images -> (N,).
+Surrogate = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+
+def _hunt(
+    defense: Defense,
+    x: Tensor,
+    y: Tensor,
+    settings: AttackSettings,
+    first: int,
+    loss: Surrogate,
+    every: int = 1,
+) -> Survived:
+    """Ascend each image until the whole defence, asked at every `every`-th iterate and the last, gets it wrong."""
+    delta, velocity = torch.zeros_like(x), torch.zeros_like(x)
+    right = torch.ones(len(x), dtype=torch.bool, device=x.device)
+    for step in range(settings.steps + 1):
+        rows, purified = right.nonzero().flatten(), None
+        if step % every == 0 or step == settings.steps:
+            seeds = draws(defense, settings, first, len(x), step)
+            found = defense.purify((x + delta)[rows], seeds and [seeds[row] for row in rows.tolist()])
+            withstood = found.logits.argmax(1) == y[rows]
+            right[rows] = withstood
+            rows, purified = rows[withstood], found.image[withstood]
+        if step == settings.steps or not len(rows):
+            break
+        for i, part in zip(range(0, len(rows), CHUNK), rows.split(CHUNK), strict=True):
+            shown = None if purified is None else purified[i : i + CHUNK]
+
+            def of_part(image: Tensor, part: Tensor = part, shown: Tensor | None = shown) -> Tensor:
+                return loss(image, y[part], shown)
+
+            delta[part], velocity[part] = _stepped(of_part, x[part], delta[part], velocity[part], settings)
+    return Survived(right, x + delta)
+
+
 def two_view(
     defense: Defense, x: Tensor, y: Tensor, settings: AttackSettings, first: int = 0, every: int = 20
 ) -> Survived:
-    """Ascend the summed cross entropy of all views; check the whole defence at every `every`-th iterate.
+    """Ascend the summed cross entropy of all views; ask the whole defence at every `every`-th iterate.
 
     first: see `static`.
 
@@ -248,41 +302,27 @@ def two_view(
     if views is None:
         raise ValueError(f"purifier {defense.name!r} compares no views")
 
-    def loss(image: Tensor) -> Tensor:
+    def loss(image: Tensor, labels: Tensor, purified: Tensor | None) -> Tensor:
         seen = views(image)  # (V, N, K)
-        return F.cross_entropy(seen.flatten(0, 1), y.repeat(len(seen)), reduction="none").view(len(seen), -1).sum(0)
+        each = F.cross_entropy(seen.flatten(0, 1), labels.repeat(len(seen)), reduction="none")
+        return each.view(len(seen), -1).sum(0)
 
-    right = torch.ones(len(x), dtype=torch.bool, device=x.device)
-
-    def check(step: int, image: Tensor) -> None:
-        if step % every == 0 or step == settings.steps:
-            found = defense.purify(image, draws(defense, settings, first, len(x), step))
-            right.logical_and_(found.logits.argmax(1) == y)
-
-    return Survived(right, ascend(loss, x, settings, on_step=check))
+    return _hunt(defense, x, y, settings, first, loss, every)
 
 
 def bpda(defense: Defense, x: Tensor, y: Tensor, settings: AttackSettings, first: int = 0) -> Survived:
-    """Ascend the cross entropy at the purified point; check the whole defence at every iterate. first: see `static`."""
-    right = torch.ones(len(x), dtype=torch.bool, device=x.device)
-    looks = itertools.count()
+    """Ascend the cross entropy at the purified point; ask the whole defence at every iterate. first: see `static`."""
 
-    def purified(image: Tensor) -> Tensor:
-        found = defense.purify(image, draws(defense, settings, first, len(x), next(looks)))
-        right.logical_and_(found.logits.argmax(1) == y)
-        return found.image
+    def loss(image: Tensor, labels: Tensor, purified: Tensor | None) -> Tensor:
+        assert purified is not None
+        shift = (purified - image).detach()  # forward: the purified image; backward: the identity
+        return F.cross_entropy(defense.logits(image + shift), labels, reduction="none")
 
-    def loss(image: Tensor) -> Tensor:
-        shift = (purified(image.detach()) - image).detach()  # forward: the purified image; backward: the identity
-        return F.cross_entropy(defense.logits(image + shift), y, reduction="none")
-
-    last = ascend(loss, x, settings)
-    purified(last)
-    return Survived(right, last)
+    return _hunt(defense, x, y, settings, first, loss)
 
 
 def end_to_end(defense: Defense, x: Tensor, y: Tensor, settings: AttackSettings, first: int = 0) -> Survived:
-    """Ascend the cross entropy of the whole defence, by its own gradient; check it at every iterate. first: see `static`.
+    """Ascend the cross entropy of the whole defence, by its own gradient; ask it at every iterate. first: see `static`.
 
     Raises:
         ValueError: the purifier is no differentiable function.
@@ -290,15 +330,11 @@ def end_to_end(defense: Defense, x: Tensor, y: Tensor, settings: AttackSettings,
     through = getattr(defense.purifier, "through", None)
     if through is None:
         raise ValueError(f"purifier {defense.name!r} can't be differentiated through")
-    right = torch.ones(len(x), dtype=torch.bool, device=x.device)
 
-    def check(step: int, image: Tensor) -> None:
-        found = defense.purify(image, draws(defense, settings, first, len(x), step))
-        right.logical_and_(found.logits.argmax(1) == y)
+    def loss(image: Tensor, labels: Tensor, purified: Tensor | None) -> Tensor:
+        return F.cross_entropy(through(image), labels, reduction="none")
 
-    check(0, x)
-    last = ascend(lambda image: F.cross_entropy(through(image), y, reduction="none"), x, settings, on_step=check)
-    return Survived(right, last)
+    return _hunt(defense, x, y, settings, first, loss)
 
 
 def in_chunks(x: Tensor, y: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:

@@ -100,6 +100,16 @@ def defenses_of(catalog: Catalog, model: str, classifier: str, chains: Sequence[
     return [*found, *(catalog.defense(model, chain, classifier) for chain in chains)]
 
 
+def sources_of(catalog: Catalog, model: str, plan: Plan) -> dict[str, Defense]:
+    """The classifiers on which a plan's attacks make their images, by name.
+
+    Raises:
+        UnknownName: one isn't in the zoo.
+    """
+    names = dict.fromkeys(attack.source for attack in plan.attacks if attack.source)
+    return {name: catalog.defense(model, "none", name) for name in names}
+
+
 def variants_of(defense: Defense, path: Path) -> list[Defense]:
     """The purifiers of a TOML file (`[NAME]` with `kind` and `settings`) on a checkpoint's network.
 
@@ -116,10 +126,17 @@ def variants_of(defense: Defense, path: Path) -> list[Defense]:
 
 
 class Evaluation:
-    """A plan on some purifiers of one checkpoint."""
+    """A plan on some purifiers of one checkpoint; `sources` are the classifiers that the plan's attacks name."""
 
-    def __init__(self, defenses: Sequence[Defense], plan: Plan, out: Path, data: Path | None) -> None:
-        self.plan, self.out, self.defenses = plan, out, defenses
+    def __init__(
+        self,
+        defenses: Sequence[Defense],
+        plan: Plan,
+        out: Path,
+        data: Path | None,
+        sources: Mapping[str, Defense] | None = None,
+    ) -> None:
+        self.plan, self.out, self.defenses, self._sources = plan, out, defenses, sources or {}
         self.card = defenses[0].card
         test = load_data(plan.data, "test", data)
         count = max(plan.n, plan.adaptive_n)
@@ -165,8 +182,8 @@ class Evaluation:
         started = time.perf_counter()
         x, y = self.x[:n], self.y[:n]
         if adaptive:
-            right, incoming = self._adaptive(defense, attack, x, y)
-            any_right = None
+            found = ADAPTIVE[attack.mode](defense, x, y, attack, self.plan.first)
+            right, incoming, any_right = found.right, found.image, None
         else:
             incoming = self._attacked(defense, attack)
             right, any_right = _right(
@@ -189,6 +206,7 @@ class Evaluation:
         return self._adversarial[attack.name]
 
     def _attack(self, defense: Defense, x: Tensor, y: Tensor, attack: AttackSettings, first: int) -> Tensor:
+        defense = self._sources[attack.source] if attack.source else defense
         try:
             match attack.mode:
                 case "static":
@@ -201,14 +219,6 @@ class Evaluation:
                     return x
         except ValueError as error:  # no Foolbox, no such attack, no such tap
             raise EvaluationError(str(error)) from error
-
-    def _adaptive(self, defense: Defense, attack: AttackSettings, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        one = ADAPTIVE[attack.mode]
-        found = [
-            one(defense, part, labels, attack, self.plan.first + first)
-            for first, part, labels in attacking.in_chunks(x, y)
-        ]
-        return torch.cat([each.right for each in found]), torch.cat([each.image for each in found])
 
     def _add(
         self,
@@ -247,9 +257,14 @@ class Evaluation:
                 defense.name: dict(defense.card.purifiers[defense.name].settings) for defense in self.defenses
             },
             **_addons(self.defenses),
+            **self._made_on(),
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
             "device": str(self.x.device),
         }
+
+    def _made_on(self) -> dict[str, Any]:
+        found = {name: source.card.weights_sha256 for name, source in self._sources.items()}
+        return {"sources": found} if found else {}
 
     def _write(self) -> None:
         self.out.parent.mkdir(parents=True, exist_ok=True)

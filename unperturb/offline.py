@@ -121,8 +121,9 @@ def evaluate(
     if variants:
         defenses = evaluation.variants_of(defenses[0], variants)
     file = out or Path("runs") / "results" / f"{model}-{classifier}-{chosen.name}.json"
+    sources = evaluation.sources_of(catalog, model, chosen)
     with limited(threads):
-        cells = evaluation.Evaluation(defenses, chosen, file, data).run(
+        cells = evaluation.Evaluation(defenses, chosen, file, data, sources).run(
             purifiers=purifier, attacks=attack, oracle=not variants
         )
     if card:
