@@ -9,7 +9,6 @@ Exits with 1 where a soap-lc min-aux row costs more than a quarter of plain, or 
 
 import argparse
 import json
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -19,16 +18,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from benchmarks.machine import described
+from benchmarks.measure import spread, test_images
 from models.catalog import ZOO, Defense, build_defense
 from models.checkpoint import CARD, Card, Checkpoint, InputSpec, PurifierEntry, read_card
 from models.classifiers import Classifier, build_classifier, frozen
 from models.purifiers import Purified
 from models.purifiers.reference import AuxLoss, purify_min_aux
 from models.purifiers.soap import Reconstruction, RotationPrediction, flip_crop, label_consistency
-from training.data import DataError, load_data
 
 REQUIRED = 0.25  # of plain's cost an image
 CIFAR = {"budgets": [step * 4 / 255 for step in range(11)], "step_size": 4 / 255, "steps": 5}  # SOAP, Sec. 4
@@ -161,17 +159,8 @@ def _subject(kind: str, model: str, architecture: str, arguments: dict[str, Any]
         torch.manual_seed(0)
         card, network = _toy_card(model, architecture, arguments), build_classifier(architecture, **arguments)
         weights = "seeded random, no shipped checkpoint offers this kind"
-    x, inputs = _images(card, images)
+    x, inputs = test_images(card, images)
     return Subject(card, network.eval(), x, weights, inputs)
-
-
-def _images(card: Card, n: int) -> tuple[Tensor, str]:
-    try:
-        return load_data(card.model, "test").floats(0, n), f"the first {n} test images of {card.model}"
-    except DataError:
-        generator, size = torch.Generator().manual_seed(1), (card.input.height, card.input.width)
-        coarse = torch.rand(n, card.input.channels, 4, 4, generator=generator)
-        return F.interpolate(coarse, size=size, mode="bilinear"), f"{n} smooth seeded patterns, no data set was found"
 
 
 def _toy_card(model: str, architecture: str, arguments: dict[str, Any]) -> Card:
@@ -213,24 +202,10 @@ def _described(row: Row, ours: Purified | None, plain: Answer | None) -> dict[st
 
 
 def _summary(times: dict[str, list[float]]) -> dict[str, Any]:
-    found: dict[str, Any] = {side: asdict(_spread(values)) for side, values in times.items() if values}
+    found: dict[str, Any] = {side: asdict(spread(values)) for side, values in times.items() if values}
     if times["plain"]:
         found["ratio"] = found["ours"]["median_ms"] / found["plain"]["median_ms"]
     return found
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Milliseconds an image over the rounds."""
-
-    median_ms: float
-    fastest_ms: float
-    slowest_ms: float
-    rounds: list[float]
-
-
-def _spread(values: list[float]) -> Spread:
-    return Spread(statistics.median(values), min(values), max(values), values)
 
 
 def _print_table(rows: dict[str, dict[str, Any]]) -> None:

@@ -115,6 +115,13 @@ def _alone(classifier: Classifier, x: Tensor) -> bool:
     return len(x) == 1 and not classifier.training
 
 
+def numbered_taps(encoder: nn.Sequential, block: type[nn.Module], stem: int | None = None) -> dict[str, nn.Module]:
+    """Taps "block1", "block2", ... at an encoder's blocks, before them "stem" at its layer of that index."""
+    blocks = [layer for layer in encoder if isinstance(layer, block)]
+    first = {} if stem is None else {"stem": encoder[stem]}
+    return {**first, **{f"block{i}": layer for i, layer in enumerate(blocks, start=1)}}
+
+
 def frozen(classifier: Classifier, device: torch.device | str = "cpu") -> Classifier:
     """A copy of `classifier` for inference: eval mode, no parameter gradients, batch norm folded, channels last.
 

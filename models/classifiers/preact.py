@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.classifiers.base import Classifier, register_architecture
+from models.classifiers.base import Classifier, numbered_taps, register_architecture
 from models.classifiers.resnet import CIFAR10_MEAN, CIFAR10_STD
 
 
@@ -64,7 +64,8 @@ def preactresnet18(
         *_stages((64, 64, 128, 256, 512), 2),
         *_end(512),
     )
-    return Classifier(encoder, nn.Linear(512, num_classes), mean=mean, std=std)
+    taps = numbered_taps(encoder, PreActBlock, stem=0)
+    return Classifier(encoder, nn.Linear(512, num_classes), mean=mean, std=std, taps=taps)
 
 
 @register_architecture("wide-resnet-preact")
@@ -89,4 +90,5 @@ def wide_resnet_preact(
         *_stages((16, 16 * widen, 32 * widen, width), (depth - 4) // 6, dropout),
         *_end(width),
     )
-    return Classifier(encoder, nn.Linear(width, num_classes), mean=mean, std=std)
+    taps = numbered_taps(encoder, PreActBlock, stem=0)
+    return Classifier(encoder, nn.Linear(width, num_classes), mean=mean, std=std, taps=taps)

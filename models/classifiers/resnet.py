@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.classifiers.base import Classifier, register_architecture
+from models.classifiers.base import Classifier, numbered_taps, register_architecture
 
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR10_STD = (0.2023, 0.1994, 0.2010)
@@ -67,12 +67,6 @@ def _stem() -> list[nn.Module]:
     return [nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
 
 
-def _named(encoder: nn.Sequential, block: type[nn.Module]) -> dict[str, nn.Module]:
-    """The stem's last layer and every block, by the names of `Classifier.taps`."""
-    blocks = [layer for layer in encoder if isinstance(layer, block)]
-    return {"stem": encoder[2], **{f"block{i}": layer for i, layer in enumerate(blocks, start=1)}}
-
-
 def _pool() -> list[nn.Module]:
     return [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
 
@@ -106,7 +100,7 @@ def resnet18_thin(
         mean=mean,
         std=std,
         aux_head=_aux_head(aux, 64),
-        taps=_named(encoder, Block),
+        taps=numbered_taps(encoder, Block, stem=2),
     )
 
 
@@ -136,5 +130,10 @@ def wide_resnet(
     encoder = nn.Sequential(*layers, *_pool())
     head = nn.Linear(channels_in, num_classes)
     return Classifier(
-        encoder, head, mean=mean, std=std, aux_head=_aux_head(aux, channels_in), taps=_named(encoder, WideBlock)
+        encoder,
+        head,
+        mean=mean,
+        std=std,
+        aux_head=_aux_head(aux, channels_in),
+        taps=numbered_taps(encoder, WideBlock, stem=2),
     )

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from models.classifiers.base import Classifier, register_architecture
+from models.classifiers.base import Classifier, numbered_taps, register_architecture
 from models.classifiers.resnet import CIFAR10_MEAN, CIFAR10_STD
 
 WIDTH = 64  # channels of the first block; the others have 2, 4, 8 and 8 times as many
@@ -35,7 +35,7 @@ def _vgg(
     shapes = zip(channels, channels[1:], depths, strict=False)
     blocks = [_block(*shape, pool=number > 0) for number, shape in enumerate(shapes)]
     encoder = nn.Sequential(*blocks, nn.MaxPool2d(2), nn.Flatten())
-    taps = {f"block{number}": block for number, block in enumerate(blocks, start=1)}
+    taps = numbered_taps(encoder, nn.Sequential)
     return Classifier(encoder, nn.Linear(channels[-1], num_classes), mean=mean, std=std, taps=taps)
 
 

@@ -204,14 +204,24 @@ def test_wide_resnet_depths_are_6n_plus_4() -> None:
         build_classifier("wide-resnet", depth=18)
 
 
-def test_taps_are_the_encoders_activations_on_the_way_to_z():
-    network = frozen(build_classifier("resnet18-thin"))
+@pytest.mark.parametrize(
+    ("architecture", "arguments", "taps"),
+    [
+        ("resnet18-thin", {}, ["stem", *(f"block{i}" for i in range(1, 7))]),
+        ("wide-resnet", {"depth": 10, "widen": 1}, ["stem", "block1", "block2", "block3"]),
+        ("preactresnet18", {}, ["stem", *(f"block{i}" for i in range(1, 9))]),
+        ("wide-resnet-preact", {"depth": 10, "widen": 1}, ["stem", "block1", "block2", "block3"]),
+        ("vgg16", {"width": 16}, [f"block{i}" for i in range(1, 6)]),
+    ],
+)
+def test_taps_are_the_encoders_activations_on_the_way_to_z(architecture, arguments, taps):
+    network = frozen(build_classifier(architecture, **arguments))
     x = torch.rand(3, 3, 32, 32)
-    assert network.taps == ["stem", *(f"block{i}" for i in range(1, 7))]
-    stem, last = network.tapped(x, ["stem", "block6"])
-    assert stem.shape == (3, 16, 32, 32)
-    for name, activation in (("stem", stem), ("block6", last)):
-        assert torch.allclose(network.from_tap(name, activation), network.features(x), atol=1e-6)
+    assert network.taps == taps
+    first, last = network.tapped(x, [taps[0], taps[-1]])
+    assert first.shape[2:] == (32, 32)
+    for name, activation in ((taps[0], first), (taps[-1], last)):
+        assert torch.allclose(network.from_tap(name, activation), network.features(x), atol=1e-5)
 
 
 def test_tapping_goes_no_deeper_than_asked():

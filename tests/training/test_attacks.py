@@ -117,6 +117,35 @@ def test_two_view_breaks_on_any_checked_iterate():
     assert torch.allclose(found.image, x - 0.1, atol=1e-6)
 
 
+class Counting(Shift):
+    """Keeps how many images each look at the defence had."""
+
+    def __init__(self, inner):
+        super().__init__(inner)
+        self.seen = []
+
+    def purify(self, x, seeds=None, wanted=None):
+        self.seen.append(len(x))
+        return super().purify(x)
+
+
+def test_an_image_that_is_fooled_is_left_alone_and_the_others_go_on():
+    # With 0.08 added: wrong as it comes, within reach of two steps, out of reach.
+    x, labels = torch.cat([images(0.41, 1), images(0.46, 1), images(0.7, 1)]), torch.ones(3, dtype=torch.long)
+    counting = replace(shifted(), purifier=Counting(defense().purifier))
+    found = bpda(counting, x, labels, PGD)
+    assert found.right.tolist() == [False, False, True]
+    assert torch.allclose(found.image, x - torch.tensor([0.0, 0.06, 0.1]).view(3, 1, 1, 1), atol=1e-6)
+    assert counting.purifier.seen == [3, 2, 2] + [1] * 8
+
+
+def test_a_momentum_of_one_adaptive_image_is_its_own():
+    settings = PGD.model_copy(update={"momentum": 1.0})
+    x, labels = torch.cat([images(0.41, 1), images(0.7, 2)]), torch.ones(3, dtype=torch.long)
+    together = bpda(shifted(), x, labels, settings).image
+    assert torch.equal(together[1:], bpda(shifted(), x[1:], labels[1:], settings).image)
+
+
 def test_two_view_needs_a_purifier_with_views():
     with pytest.raises(ValueError, match="compares no views"):
         two_view(defense(), images(0.5), torch.ones(3, dtype=torch.long), PGD)
@@ -246,6 +275,13 @@ def test_distorted_features_are_far_from_the_clean_ones_within_the_budget():
     far = [(features(image) - features(x)).square().sum() for image in x_adv]
     assert far[0] < far[1] < far[2]
     assert (x_adv[2] - x).abs().max() <= 8 / 255 + 1e-6
+
+
+def test_a_source_is_for_attacks_on_a_classifier_alone():
+    settings = AttackSettings(name="p", mode="static", epsilon=8 / 255, step_size=2 / 255, steps=20, source="vgg")
+    assert settings.text().endswith("epsilon 8/255, made on vgg")
+    with pytest.raises(ValueError, match="attacks the defence itself, not a `source`"):
+        AttackSettings(name="p", mode="bpda", source="vgg")
 
 
 def test_distorting_features_needs_a_tap_and_a_random_start():

@@ -1,17 +1,22 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
-from models.catalog import Catalog
+from models.catalog import Catalog, UnknownName
 from models.checkpoint import read_card, write_card
+from models.classifiers import build_classifier, frozen
+from training.attacks import static
 from training.evaluate import (
     Evaluation,
     EvaluationError,
     defenses_of,
     load_plan,
+    sources_of,
     variants_of,
     with_measurements,
 )
@@ -106,6 +111,30 @@ def test_chains_are_measured_where_they_are_asked_for(trained, data, tmp_path, q
     plan = short(load_plan("soap-mnist", FEW))
     cells = Evaluation(found, plan, tmp_path / "r.json", data).run(quiet, purifiers=["soap-dr+again"])
     assert {(c.attack.name, c.oracle) for c in cells} == {(name, False) for name in ("none", "fgsm", "pgd", "bpda")}
+
+
+def test_images_can_be_made_on_another_classifier(defenses, plan, data, tmp_path, quiet):
+    torch.manual_seed(1)
+    network = frozen(build_classifier("fcn", aux="decoder"))
+    other = replace(defenses[0], classifier=network)
+    (pgd,) = [attack for attack in plan.attacks if attack.name == "pgd"]
+    made_there = plan.model_copy(update={"attacks": (pgd.model_copy(update={"source": "other"}),)})
+    evaluation = Evaluation(defenses, made_there, tmp_path / "r.json", data, {"other": other})
+    (found,) = evaluation.run(quiet, purifiers=["none"])
+    x, y = evaluation.x[: plan.n], evaluation.y[: plan.n]
+    right = defenses[0].classifier(static(other, x, y, pgd)).argmax(1) == y
+    assert found.outcomes == "".join("1" if ok else "0" for ok in right.tolist())
+    (own,) = Evaluation(defenses, plan, tmp_path / "own.json", data).run(quiet, purifiers=["none"], attacks=["pgd"])
+    assert found.outcomes != own.outcomes
+    sources = json.loads((tmp_path / "r.json").read_text())["sources"]
+    assert sources == {"other": other.card.weights_sha256}
+
+
+def test_a_plan_names_the_classifiers_that_it_needs(trained):
+    catalog, plan = Catalog.open([trained]), load_plan("pix2pix-cifar10")
+    assert sources_of(catalog, "mnist", load_plan("soap-mnist")) == {}
+    with pytest.raises(UnknownName, match="vgg16-natural"):
+        sources_of(catalog, "mnist", plan)
 
 
 def test_a_card_keeps_the_results_of_other_files(defenses, plan, data, tmp_path, quiet, trained):
