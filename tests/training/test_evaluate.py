@@ -117,14 +117,16 @@ def test_images_can_be_made_on_another_classifier(defenses, plan, data, tmp_path
     torch.manual_seed(1)
     network = frozen(build_classifier("fcn", aux="decoder"))
     other = replace(defenses[0], classifier=network)
-    (pgd,) = [attack for attack in plan.attacks if attack.name == "pgd"]
-    made_there = plan.model_copy(update={"attacks": (pgd.model_copy(update={"source": "other"}),)})
+    (pgd,) = [attack for attack in load_plan("soap-mnist").attacks if attack.name == "pgd"]
+    here, made_there = (
+        plan.model_copy(update={"attacks": (pgd.model_copy(update={"source": source}),)}) for source in (None, "other")
+    )
     evaluation = Evaluation(defenses, made_there, tmp_path / "r.json", data, {"other": other})
     (found,) = evaluation.run(quiet, purifiers=["none"])
     x, y = evaluation.x[: plan.n], evaluation.y[: plan.n]
     right = defenses[0].classifier(static(other, x, y, pgd)).argmax(1) == y
     assert found.outcomes == "".join("1" if ok else "0" for ok in right.tolist())
-    (own,) = Evaluation(defenses, plan, tmp_path / "own.json", data).run(quiet, purifiers=["none"], attacks=["pgd"])
+    (own,) = Evaluation(defenses, here, tmp_path / "own.json", data).run(quiet, purifiers=["none"])
     assert found.outcomes != own.outcomes
     sources = json.loads((tmp_path / "r.json").read_text())["sources"]
     assert sources == {"other": other.card.weights_sha256}
