@@ -48,7 +48,10 @@ _UNKNOWN = {
 
 @dataclass(frozen=True)
 class Ask:
-    """What a request wants of an image, and the lane that this goes to. seed: drawn where None."""
+    """What a request wants of an image, and the lane that this goes to. seed: drawn where None.
+
+    stop_after_ms: purification in steps ends so long after the request arrived, with what it has reached.
+    """
 
     offer: Offer
     lane: Lane
@@ -56,6 +59,7 @@ class Ask:
     top_k: int = 1
     seed: int | None = None
     want_image: bool = False
+    stop_after_ms: float | None = None
 
 
 @dataclass(frozen=True)
@@ -212,6 +216,10 @@ class Engine:
             raise errors.BadParameter(
                 f"votes: purifier {offer.purifier!r} draws no random numbers, so every vote would be the same; leave it away"
             )
+        if wishes.get("stop_after_ms") is not None and "steps" not in lane.defense.info.options:
+            raise errors.BadParameter(
+                f"stop_after_ms: purifier {offer.purifier!r} doesn't work in steps, so nothing can be cut short; leave it away"
+            )
         return Ask(offer, lane, votes, **wishes)
 
     def check_room(self, ask: Ask, images: int = 1) -> None:
@@ -273,7 +281,8 @@ class Engine:
             Work(image, (seed + vote) % SEED_LIMIT, ask.want_image and vote == 0, self.settings.reveal_unpurified)
             for vote in range(ask.votes)
         ]
-        done = await self._run(ask.lane, works, deadline.at)
+        hurry_at = None if ask.stop_after_ms is None else deadline.arrived + ask.stop_after_ms / 1000
+        done = await self._run(ask.lane, works, deadline.at, hurry_at)
         first = done[0]
 
         def ranked(votes: Sequence[Sequence[float]]) -> tuple[Prediction, ...]:
@@ -306,12 +315,14 @@ class Engine:
         except TooLong as error:
             raise errors.DecodeTooSlow(settings.decode_timeout_ms) from error
 
-    async def _run(self, lane: Lane, works: Sequence[Work], deadline: float | None = None) -> list[Done[Answer]]:
+    async def _run(
+        self, lane: Lane, works: Sequence[Work], deadline: float | None = None, hurry_at: float | None = None
+    ) -> list[Done[Answer]]:
         entries: list[Entry[Work, Answer]] = []
         try:
             for work in works:
                 # One by one: a refusal leaves some to withdraw.
-                entries.append(self._worker.submit(lane, work, deadline))
+                entries.append(self._worker.submit(lane, work, deadline, hurry_at))
             return await asyncio.gather(*(asyncio.wrap_future(entry.future) for entry in entries))
         finally:
             for entry in entries:

@@ -48,11 +48,15 @@ class Done(Generic[R]):
 
 @dataclass(eq=False)
 class Entry(Generic[T, R]):
-    """An item and its future. Times are on the worker's clock, in seconds."""
+    """An item and its future. Times are on the worker's clock, in seconds.
+
+    hurry_at: from then on what has been reached is good enough.
+    """
 
     item: T
     arrived: float
     deadline: float | None = None
+    hurry_at: float | None = None
     future: "Future[Done[R]]" = field(default_factory=Future)
     withdrawn: bool = False
 
@@ -77,6 +81,10 @@ class Entry(Generic[T, R]):
     def late(self, now: float) -> bool:
         """Its deadline has passed."""
         return self.deadline is not None and self.deadline <= now
+
+    def hurries(self, now: float) -> bool:
+        """Its caller would rather have what there is than wait."""
+        return self.hurry_at is not None and self.hurry_at <= now
 
     def stale(self, now: float) -> bool:
         """Nobody waits for this any more, or it is too late."""

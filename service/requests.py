@@ -31,7 +31,8 @@ async def begin(request: Request, query: PurifyQuery, **wishes: Any) -> tuple[En
     offer = engine.choose(query.model, query.purifier, query.classifier)
     request.state.facts.update(model=offer.model, purifier=offer.purifier)
     votes = query.votes if isinstance(query, ClassifyQuery) else 1
-    ask = await engine.ask(offer, Options(query.epsilon, query.steps), votes, seed=query.seed, **wishes)
+    options = Options(query.epsilon, query.steps)
+    ask = await engine.ask(offer, options, votes, seed=query.seed, stop_after_ms=query.stop_after_ms, **wishes)
     charge(request, ask.votes)
     engine.check_room(ask)
     return engine, ask, deadline

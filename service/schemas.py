@@ -51,6 +51,14 @@ class PurifyQuery(BaseModel):
         "the same in seconds.",
     )
 
+    stop_after_ms: float | None = Field(
+        default=None,
+        ge=1,
+        allow_inf_nan=False,
+        description="Of a purifier that works in steps: stop so long after the request came in and answer with what was reached, "
+        "after one step at least. The passes in the reply tell how far it got.",
+    )
+
     @field_validator("purifier")
     @classmethod
     def _plus_is_a_space_in_urls(cls, purifier: str | None) -> str | None:

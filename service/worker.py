@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Generic, Protocol, TypeVar
 
+from models.purifiers import Wanted, Wish
 from service.lanes import Done, Entry, Expired, K, Lanes, Limits, R, T
 from service.logs import event
 
@@ -54,9 +55,9 @@ class Silent:
 
 
 # (lane, items, wanted) -> a result for each item, in order. An exception in the list fails that item alone; one that is
-# raised makes the worker halve the batch until only the guilty item is left. `wanted()` tells which items somebody still
-# waits for; what comes back for the others is thrown away.
-Run = Callable[[K, Sequence[T], Callable[[], list[bool]]], Sequence[R | Exception]]
+# raised makes the worker halve the batch until only the guilty item is left. `wanted()` tells how each item's caller feels
+# about it; what comes back for items that nobody waits for is thrown away.
+Run = Callable[[K, Sequence[T], Wanted], Sequence[R | Exception]]
 
 
 @dataclass(frozen=True)
@@ -86,16 +87,19 @@ class _Shift(Generic[T, R]):
 
 
 class _Wanted(Generic[T, R]):
-    """Which entries of a running batch somebody still waits for; who is once out stays out."""
+    """What the callers of a running batch's entries want; who is once out stays out."""
 
     def __init__(self, entries: Sequence[Entry[T, R]], clock: Callable[[], float]) -> None:
         self._entries, self._clock = entries, clock
         self.still = [True] * len(entries)
 
-    def __call__(self) -> list[bool]:
+    def __call__(self) -> list[Wish | bool]:
         now = self._clock()
         self.still = [was and not entry.stale(now) for was, entry in zip(self.still, self._entries, strict=True)]
-        return self.still
+        return [
+            Wish.HURRIES if still and entry.hurries(now) else still
+            for still, entry in zip(self.still, self._entries, strict=True)
+        ]
 
 
 class BatchWorker(Generic[K, T, R]):
@@ -142,15 +146,16 @@ class BatchWorker(Generic[K, T, R]):
         with self._changed:
             return len(self._lanes), self._lanes.expected_s()
 
-    def submit(self, lane: K, item: T, deadline: float | None = None) -> Entry[T, R]:
+    def submit(self, lane: K, item: T, deadline: float | None = None, hurry_at: float | None = None) -> Entry[T, R]:
         """Queue an item; `withdraw` of what comes back takes it away again. Safe from any thread, never blocks.
 
+        From `hurry_at` on a purifier that works in steps is to stop and answer with what it has reached.
         Its future ends with a `Done`, with what `run` raised for this item, with `Expired`, `OutOfMemory` or `Stopped`.
 
         Raises:
             QueueFull, Stopped.
         """
-        entry: Entry[T, R] = Entry(item, self._clock(), deadline)
+        entry: Entry[T, R] = Entry(item, self._clock(), deadline, hurry_at)
         with self._changed:
             self.check_room(lane)
             self._lanes.put(lane, entry)

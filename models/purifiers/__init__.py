@@ -13,6 +13,7 @@ from models.purifiers.base import (
     Purifier,
     PurifierInfo,
     Wanted,
+    Wish,
     build_purifier,
     kinds,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "Purifier",
     "PurifierInfo",
     "Wanted",
+    "Wish",
     "build_purifier",
     "kinds",
 ]

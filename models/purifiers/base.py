@@ -6,6 +6,7 @@ card lists those it offers. `soap-lc` and `soap-lc-paper` are two purifiers of o
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -66,8 +67,17 @@ def refuse_options(kind: str, options: Options) -> None:
 
 N = TypeVar("N", bound=nn.Module)
 
-# Asked between steps: which images of the batch somebody still waits for.
-Wanted = Callable[[], Sequence[bool]]
+
+class Wish(IntEnum):
+    """What whoever sent an image wants between two steps; plain booleans will do where nobody is in a hurry."""
+
+    LEFT = 0  # nobody waits for it any more
+    WAITS = 1
+    HURRIES = 2  # what has been reached after at least one step is the answer
+
+
+# Asked between steps: each image's wish.
+Wanted = Callable[[], Sequence[Wish | bool]]
 
 
 @dataclass(frozen=True)
@@ -103,7 +113,8 @@ class Purifier(Protocol):
     def purify(self, x: Tensor, seeds: Sequence[int] | None = None, wanted: Wanted | None = None) -> Purified:
         """x: (N, C, H, W) float32 in [0, 1]; seeds: N integers for purifiers that draw random numbers.
 
-        Work on images that `wanted` no longer names stops at the next step; what comes back for them means nothing.
+        Work on images that nobody waits for stops at the next step; what comes back for them means nothing. One that hurries
+        gets what a purifier that works in steps has reached; others have nothing to cut short.
 
         Raises:
             ValueError: it draws random numbers and got no seeds.

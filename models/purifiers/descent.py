@@ -17,7 +17,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
-from models.purifiers.base import Options, Purified, Wanted, counted, one_each, uniform
+from models.purifiers.base import Options, Purified, Wanted, Wish, counted, one_each, uniform
 
 Selection = Literal["fixed", "min-aux", "best-iterate"]
 
@@ -38,6 +38,10 @@ class Evaluation:
     def logits(self) -> Tensor:
         """(N, K)."""
         return self._logits if isinstance(self._logits, Tensor) else self._logits()
+
+    def rows(self, which: Tensor | slice) -> "Evaluation":
+        """The values of some images alone."""
+        return Evaluation(self.loss[which], self.logits[which], self.descended[which])
 
     def chunk(self, parts: int) -> list["Evaluation"]:
         """The values of `parts` equally large parts of the batch."""
@@ -205,17 +209,17 @@ def descend(
     own = one_each(x, seeds) if random else []
     before, gradient = _forward(_at(objective, 0, own), x)
     skip = before.loss.detach() <= (skip_below if skip_below is not None else -torch.inf)
-    best = _Best(x, before, on_candidate)
+    best, done = _Best(x, before, on_candidate), counted(x, settings.steps)
     budgets = settings.descended()
     if settings.zero_in_grid or settings.selection == "best-iterate" or not budgets:
         best.offer(torch.arange(len(x), device=x.device), x, before, 0.0)
     if budgets and (on_candidate or not bool(skip.all())):
-        walk = _Walk(objective, x, settings, gradient, best, own)
+        walk = _Walk(objective, x, settings, gradient, best, own, done)
         # The skipped ones can leave early where that can't change the others' bits.
         if objective.batch_invariant and x.device.type == "cpu" and not on_candidate:
             walk.keep(~skip)
         walk.run(wanted)
-    return _result(objective, x, settings, before, skip, best)
+    return _result(objective, x, settings, before, skip, best, done)
 
 
 def _forward(evaluate: Callable[[Tensor], Evaluation], x: Tensor) -> tuple[Evaluation, "_Gradient"]:
@@ -239,7 +243,10 @@ class _Gradient:
 
 
 class _Walk:
-    """The descent of those images of a batch that still take part: `rows` are their places in it."""
+    """The descent of those images of a batch that still take part: `rows` are their places in it.
+
+    done: (N,), how many steps each image of the batch made; written where one stops early.
+    """
 
     def __init__(
         self,
@@ -249,8 +256,10 @@ class _Walk:
         gradient: _Gradient,
         best: _Best,
         seeds: list[int],
+        done: Tensor,
     ) -> None:
         self.objective, self.x, self.settings, self.best, self.seeds = objective, x, settings, best, seeds
+        self.done = done
         self.rows = torch.arange(len(x), device=x.device)
         start = _Path(settings.descended(), torch.zeros_like(x))
         self.paths = [start]
@@ -270,12 +279,12 @@ class _Walk:
         self.gradients = self.gradients and [gradient[mask] for gradient in self.gradients]
 
     def run(self, wanted: Wanted | None) -> None:
-        """All steps, or until nobody wants any of the images."""
+        """All steps, or until nobody waits for any of the images."""
         if self.gradients is None:
             self._evaluate(0)
         for t in range(1, self.settings.steps + 1):
             if wanted:
-                self.keep(torch.tensor(wanted(), device=self.x.device)[self.rows])
+                self._heed(torch.tensor(wanted(), device=self.x.device)[self.rows], t - 1)
             if len(self.rows) == 0:
                 return
             assert self.gradients is not None
@@ -287,6 +296,15 @@ class _Walk:
             ]
             self._evaluate(t)
 
+    def _heed(self, wishes: Tensor, t: int) -> None:
+        """Go on with those who wait, (M,) of `Wish`; those in a hurry get what t steps have reached, if there was one."""
+        hurries = (wishes == Wish.HURRIES) & (t > 0)
+        if bool(hurries.any()):
+            self.done[self.rows[hurries]] = t
+            if self.settings.selection != "best-iterate":  # which has offered it already
+                self._offer(t, hurries)
+        self.keep((wishes != Wish.LEFT) & ~hurries)
+
     def _evaluate(self, t: int) -> None:
         """Losses at the iterates after t steps, and their gradients unless these are the last; offers what is a candidate."""
         parts, last = len(self.paths), t == self.settings.steps
@@ -294,21 +312,25 @@ class _Walk:
         evaluate = _at(self.objective, t, self.seeds * parts)
         if last:
             with torch.no_grad():
-                evaluation = evaluate(images)
+                self.evaluation = evaluate(images)
         else:
-            evaluation, gradient = _forward(evaluate, images)
+            self.evaluation, gradient = _forward(evaluate, images)
             self.gradients = gradient().chunk(parts)
-        if not (last or self.settings.selection == "best-iterate"):
-            return
-        for path, image, found in zip(self.paths, images.chunk(parts), evaluation.chunk(parts), strict=True):
+        if last or self.settings.selection == "best-iterate":
+            self._offer(t)
+
+    def _offer(self, t: int, mask: Tensor | slice = slice(None)) -> None:
+        """The iterates after t steps, just evaluated, as candidates for the images under `mask` (M,)."""
+        for path, found in zip(self.paths, self.evaluation.chunk(len(self.paths)), strict=True):
             epsilon = min(path.budgets[0], self.settings.reach(t))
-            self.best.offer(self.rows, image, found, epsilon)
+            self.best.offer(self.rows[mask], (self.x + path.delta)[mask], found.rows(mask), epsilon)
 
 
 def _result(
-    objective: Cost, x: Tensor, settings: DescentSettings, before: Evaluation, skip: Tensor, best: _Best
+    objective: Cost, x: Tensor, settings: DescentSettings, before: Evaluation, skip: Tensor, best: _Best, done: Tensor
 ) -> Purified:
-    forwards, backwards = passes(objective, settings)
+    costs = {steps: passes(objective, settings, steps) for steps in set(done.tolist())}
+    forwards, backwards = (torch.tensor([costs[t][i] for t in done.tolist()], device=x.device) for i in (0, 1))
     loss, logits = before.loss.detach(), best.logits
     if logits is None:
         logits = before.logits.detach()
@@ -321,20 +343,24 @@ def _result(
         objective_before=loss,
         objective_after=torch.where(skip, loss, best.loss),
         # What this image alone needs; batched with others it may ride along in more.
-        forward_passes=torch.where(skip, objective.views + objective.logit_views, counted(x, forwards)),
-        backward_passes=torch.where(skip, 0, counted(x, backwards)),
+        forward_passes=torch.where(skip, objective.views + objective.logit_views, forwards),
+        backward_passes=torch.where(skip, 0, backwards),
     )
 
 
-def passes(objective: Cost, settings: DescentSettings) -> tuple[int, int]:
-    """Network forwards and backwards that one image costs when it is not skipped, views included."""
+def passes(objective: Cost, settings: DescentSettings, done: int | None = None) -> tuple[int, int]:
+    """Network forwards and backwards that one image costs when it is not skipped, views included.
+
+    done: after so many steps it was in a hurry. The gradient for the next one had been taken by then.
+    """
     budgets = settings.descended()
     if not budgets:
         return objective.views + objective.logit_views, 0
-    distinct = [len(settings.groups(budgets, t)) for t in range(settings.steps + 1)]
-    gradients = sum(distinct[:-1])
+    done = settings.steps if done is None else done
+    distinct = [len(settings.groups(budgets, t)) for t in range(done + 1)]
+    gradients = sum(distinct[: settings.steps])
     # From a random start the incoming image is one evaluation more; else it is the start.
-    forwards = gradients + distinct[-1] + (settings.random_start > 0)
+    forwards = sum(distinct) + (settings.random_start > 0)
     # Logits are read of candidates alone.
     reads = forwards if settings.selection == "best-iterate" else settings.zero_in_grid + distinct[-1]
     return forwards * objective.views + reads * objective.logit_views, gradients * objective.gradient_views

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from models.catalog import Defense
-from models.purifiers import Options, Purified
+from models.purifiers import Options, Purified, Wish
 
 N = 6  # images in a batch, as in conftest.py
 FIELDS = ("image", "logits", "epsilon", "objective_before", "objective_after", "forward_passes", "backward_passes")
@@ -152,6 +152,18 @@ def test_unwanted_images_are_dropped_and_the_others_answered(
     dropped = [row for row in range(N) if row not in mine]
     if int(answer.backward_passes[dropped].sum()):  # else they were left alone anyway
         assert passes["backward"] < all_wanted["backward"]
+
+
+def test_an_image_in_a_hurry_has_made_a_step_and_the_others_all(
+    defense: Defense, images: Tensor, answer: Purified
+) -> None:
+    others = [row for row in range(N) if row != 1]
+    wishes = [Wish.HURRIES if row == 1 else Wish.WAITS for row in range(N)]
+    found = defense.purify(images, seeds=range(N), wanted=lambda: wishes)
+    in_steps = "steps" in defense.info.options
+    one_step = defense.with_options(Options(steps=1)).purify(images, seeds=range(N)) if in_steps else answer
+    assert torch.equal(found.image[others], answer.image[others])
+    assert torch.equal(found.image[1], one_step.image[1])
 
 
 def test_a_requests_budget_holds(defense: Defense, images: Tensor) -> None:

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from models.classifiers import frozen
-from models.purifiers.base import Options
+from models.purifiers.base import Options, Wish
 from models.purifiers.descent import DescentSettings, Evaluation, descend, passes
 from models.purifiers.reference import purify_min_aux, purify_to_budget
 from models.purifiers.soap import LabelConsistency
@@ -252,6 +252,26 @@ def test_the_descent_ends_when_nobody_wants_it() -> None:
     left = iter([[True] * 4, [True, False, True, False], [False] * 4])
     descend(Toy(counting), images(4), settings("fixed", budgets=(0.3,)), wanted=lambda: next(left))
     assert calls == [4, 4, 2]  # the start, a step with all four, a step with two
+
+
+@pytest.mark.parametrize("selection", ["fixed", "min-aux", "best-iterate"])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_an_image_in_a_hurry_gets_what_its_steps_have_reached(selection: str, steps: int) -> None:
+    x, toy, rows = images(), Toy(ripples), [0, 2, 3, 5]
+    asked = iter([[True] * 6] * steps + [[True, Wish.HURRIES] + [True] * 2 + [Wish.HURRIES, True]] + [[True] * 6] * 4)
+    found = descend(toy, x, settings(selection), wanted=lambda: next(asked))
+    whole, short = descend(toy, x, settings(selection)), descend(toy, x, settings(selection, steps=steps))
+    for name in ("image", "logits", "epsilon", "objective_after"):
+        assert torch.equal(getattr(found, name)[rows], getattr(whole, name)[rows]), name
+        assert torch.equal(getattr(found, name)[[1, 4]], getattr(short, name)[[1, 4]]), name
+    assert found.forward_passes[[1, 4]].tolist() == short.forward_passes[[1, 4]].tolist()
+    assert (found.backward_passes[[1, 4]] > short.backward_passes[[1, 4]]).all()  # the next step's gradient is there
+    assert torch.equal(found.backward_passes[rows], whole.backward_passes[rows])
+
+
+def test_even_a_hurry_leaves_time_for_a_step() -> None:
+    at_once = descend(distance_to(0.5), pixel(0.2), settings("fixed", budgets=(0.3,)), wanted=lambda: [Wish.HURRIES])
+    assert at_once.image.item() == pytest.approx(0.2 + 4 / 255)
 
 
 def test_skipped_images_leave_the_batch() -> None:

@@ -44,7 +44,18 @@ def test_examples_are_valid_replies(page: dict[str, Any]) -> None:
 def test_parameters_are_explained(page: dict[str, Any]) -> None:
     parameters = page["paths"]["/classify"]["post"]["parameters"]
     assert {each["name"] for each in parameters} == {
-        *("purifier", "model", "classifier", "seed", "epsilon", "steps", "timeout_ms", "top_k", "votes")
+        *(
+            "purifier",
+            "model",
+            "classifier",
+            "seed",
+            "epsilon",
+            "steps",
+            "timeout_ms",
+            "stop_after_ms",
+            "top_k",
+            "votes",
+        )
     }
     assert all(each["description"] for each in parameters)
 

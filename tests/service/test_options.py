@@ -91,6 +91,23 @@ def test_a_request_may_be_in_a_hurry(run: Any, hooked: Any, png: Png, query: str
         assert "no answer within 40 ms" in found["detail"]
 
 
+def test_purification_may_be_cut_short(api: Any, png: Png) -> None:
+    def passes(query: str) -> int:
+        return int(
+            api.post(f"/classify?purifier=soap-rp&steps=5{query}", content=png()).json()["purification"][
+                "backward_passes"
+            ]
+        )
+
+    assert passes("&stop_after_ms=60000") == passes("") == 20
+    assert passes("&stop_after_ms=1") == 8  # one step, and the gradient for the next, of four rotations each
+
+
+def test_what_works_in_one_go_can_not_be_cut_short(api: Any, png: Png) -> None:
+    found = problem(api.post("/classify?purifier=none&stop_after_ms=5", content=png()), 422, "bad-parameter")
+    assert "purifier 'none' doesn't work in steps" in found["detail"]
+
+
 @pytest.mark.parametrize("header", ["soon", "-1", "nan", "inf", "0"])
 def test_an_odd_timeout_header_is_a_problem(api: Any, png: Png, header: str) -> None:
     found = problem(api.post("/classify", content=png(), headers={"X-Request-Timeout": header}), 422, "bad-parameter")

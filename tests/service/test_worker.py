@@ -5,6 +5,7 @@ from concurrent.futures import CancelledError, wait
 
 import pytest
 
+from models.purifiers import Wish
 from service.lanes import Expired, Limits, QueueFull
 from service.worker import BatchWorker, Care, OutOfMemory, Silent, Stopped
 
@@ -313,6 +314,18 @@ def test_items_that_nobody_wants_any_more_are_dropped_from_a_running_batch(
     assert device.wanted == [[False, False, True]]
     assert ("cancelled", "x") in notes.heard
     assert ("expired", "x") in notes.heard
+
+
+def test_a_caller_in_a_hurry_is_heard_between_steps(device: Device, make: Make) -> None:
+    device.gate = Gate()
+    worker = make(wait_s=0.02)
+    held = worker.submit("x", "hold", hurry_at=time.monotonic() + 0.05)
+    other = worker.submit("x", "other", hurry_at=time.monotonic() + 60)
+    assert device.gate.entered.wait(5)
+    time.sleep(0.06)
+    device.gate.opened.set()
+    assert [each.future.result(5).value for each in (held, other)] == ["x:hold", "x:other"]
+    assert device.wanted == [[Wish.HURRIES, Wish.WAITS]]
 
 
 def test_refusals_are_counted(held: BatchWorker[str, str, str], notes: Notes) -> None:
