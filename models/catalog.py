@@ -6,7 +6,7 @@ joined by `+`: `nrp+aid`.
 
 import threading
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -283,7 +283,7 @@ def _merged(base: Loaded, addons: Sequence[AddOn], entries: Mapping[str, Purifie
     return card.model_copy(update={"purifiers": {**purifiers, **entries}, "calibration": calibration})
 
 
-def _offers(base: Loaded, everything: Iterable[Loaded]) -> list[Offer]:
+def _offers(base: Loaded, everything: Collection[Loaded]) -> list[Offer]:
     """What there is for one classifier: its own purifiers, and those of the add-ons that fit it."""
     card = base.checkpoint.card
     if not isinstance(card, Card):
@@ -293,14 +293,25 @@ def _offers(base: Loaded, everything: Iterable[Loaded]) -> list[Offer]:
         addon = part.checkpoint.card
         if not isinstance(addon, AddOnCard) or not addon.fits(card):
             continue
+        home = _home(addon, everything)
         for name, entry in addon.purifiers.items():
             if name in steps:
                 raise CheckpointError(
                     f"{part.checkpoint.folder}: classifier {card.classifier!r} of model {card.model!r} has a purifier "
                     f"{name!r} already; rename one of them in its card"
                 )
-            steps[name] = Step(name, entry, entry.default and addon.classifier == card.classifier, part)
+            steps[name] = Step(name, entry, entry.default and card.classifier == home, part)
     return [Offer(base, [step]) for _, step in sorted(steps.items())]
+
+
+def _home(addon: AddOnCard, everything: Iterable[Loaded]) -> str:
+    """The classifier that an add-on's purifiers mean where a request names none: of those that they protect the most robust one.
+
+    That is the one with the highest measured accuracy under PGD, undefended; where none is, the one it was trained beside.
+    """
+    cards = [part.checkpoint.card for part in everything]
+    fitting = [card for card in cards if isinstance(card, Card) and addon.fits(card)]
+    return max(fitting, key=lambda card: (card.robustness, card.classifier == addon.classifier)).classifier
 
 
 class Catalog:

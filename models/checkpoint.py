@@ -109,6 +109,12 @@ class Card(_AnyCard):
     def name(self) -> str:
         return self.classifier
 
+    @property
+    def robustness(self) -> float:
+        """The classifier's own measured accuracy under PGD, nothing purified; 0 where it wasn't measured."""
+        found = [each.accuracy for each in self.measured if (each.purifier, each.attack) == ("none", "pgd")]
+        return max(found, default=0.0)
+
 
 class AddOnCard(_AnyCard):
     """`card.json` of a purifier's own network."""

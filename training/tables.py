@@ -63,6 +63,10 @@ BLIND = {"none": "no attack", "fgsm": "FGSM", "pgd": "PGD", "pgd-100": "PGD-100"
 BLIND |= {"cw": "C&W", "features": "features"}
 
 
+# AID's Tables 3 and 10.
+AID = {"none": "clean", "pgd": "PGD", "cw": "C&W", "deepfool": "DF", "mim": "MIM"}
+
+
 def addons(classifiers: Sequence[str], heads: Mapping[str, str] = BLIND) -> str:
     """Purifiers beside a frozen classifier: attacks that are blind to them, their worst case image by image, and others."""
     rows = [
@@ -86,6 +90,92 @@ def _worst(cells: Sequence[Cell]) -> float:
         all(outcome == "1" for outcome in image) for image in zip(*(cell.outcomes for cell in cells), strict=True)
     ]
     return sum(withstood) / len(withstood)
+
+
+def reverse() -> str:
+    """Reverse, Table 1: standard inference beside the purifier's, and the gain."""
+    cells = {(c.purifier, c.attack.name): c for c in _cells("cifar10-resnet18-at-reverse-cifar10.json")}
+    heads = {"none": "no attack", "pgd-50": "PGD-50", "cw": "C&W"}
+    rows = ["| attack | standard | `reverse` | gain |", "|---|---|---|---|"]
+    for attack, head in heads.items():
+        standard, ours = cells["none", attack], cells["reverse", attack]
+        gain = f"{100 * (ours.accuracy - standard.accuracy):+.1f}"
+        if standard.paper is not None and ours.paper is not None:
+            gain += f" ({100 * (ours.paper - standard.paper):+.1f})"
+        rows.append(f"| {head} | {_beside(standard)} | {_beside(ours)} | {gain} |")
+    rows.append(f"| BPDA, first {cells['reverse', 'bpda'].n} | | {_beside(cells['reverse', 'bpda'])} | |")
+    return "\n".join(rows)
+
+
+def _pix2pix(classifier: str) -> dict[tuple[str, str], Cell]:
+    """By purifier and attack."""
+    return {(c.purifier, c.attack.name): c for c in _cells(f"cifar10-{classifier}-pix2pix-cifar10.json")}
+
+
+VICTIMS = ("vgg16-natural", "vgg19-natural", "resnet18-natural")
+
+
+def pix2pix_features() -> str:
+    """Pix2Pix, Table 1: distorted features against the classifiers alone."""
+    cells = [_pix2pix(victim) for victim in VICTIMS]
+    rows = [f"| made on | blocks | budget | {' | '.join(VICTIMS)} |", "|---" * 6 + "|"]
+    for net in (16, 19):
+        for blocks in (1, 2):
+            for eps in (8, 16):
+                shown = [_beside(found["none", f"features-vgg{net}-{blocks}-{eps}"]) for found in cells]
+                rows.append(f"| VGG-{net} | {blocks} | {eps}/255 | {' | '.join(shown)} |")
+    return "\n".join(rows)
+
+
+def pix2pix_recovery() -> str:
+    """Pix2Pix, Table 3: clean and distorted images, with and without the purifiers."""
+    heads = " | ".join(f"{victim}: clean | distorted" for victim in VICTIMS)
+    rows = [f"| purifier | {heads} |", "|---" * 7 + "|"]
+    cells = [_pix2pix(victim) for victim in VICTIMS]
+    for purifier in ("none", "nrp", "nrp-dynamic", "pix2pix"):
+        shown = [_beside(found[purifier, attack]) for found in cells for attack in ("none", "features-vgg19-2-16")]
+        rows.append(f"| `{purifier}` | {' | '.join(shown)} |")
+    return "\n".join(rows)
+
+
+def pix2pix_gradients() -> str:
+    """Pix2Pix, Tables 2 and 4: FGSM and PGD made on VGG-19, and what the purifiers leave to who knows them."""
+    attacks = {f"{kind}-vgg19-{eps}": f"{kind.upper()} {eps}" for kind in ("fgsm", "pgd") for eps in (8, 16)}
+    attacks = {"none": "clean", **attacks, "bpda": "BPDA 8", "end-to-end": "end to end 8"}
+    rows = [f"| classifier | purifier | {' | '.join(attacks.values())} |", "|---" * (len(attacks) + 2) + "|"]
+    for victim in (*VICTIMS, "resnet18-at"):
+        found = _pix2pix(victim)
+        for purifier in dict.fromkeys(purifier for purifier, _ in found):
+            shown = [_beside(found[purifier, name]) if (purifier, name) in found else "" for name in attacks]
+            rows.append(f"| {victim} | `{purifier}` | {' | '.join(shown)} |")
+    return "\n".join(rows)
+
+
+def offer_cost() -> str:
+    """Every purifier of the zoo: time at three batch sizes, passes and multiply-adds."""
+    found: dict[str, Any] = json.loads((ROOT / "benchmarks/results/offer_cost.json").read_text(encoding="utf-8"))
+    head, hardware = found["header"], found["header"]["hardware"]
+    rows = [
+        f"fp32, {hardware['torch_threads']} threads, {hardware['cpu']}, PyTorch {head['versions']['torch']}, median of "
+        f"{head['measured_rounds']} interleaved rounds; ms an image.\n",
+        "| purifier | classifier | batch 1 | batch 8 | batch 64 | passes | million multiply-adds |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, row in found["rows"].items():
+        ms = " | ".join(f"{row['ms'][batch]['median_ms']:.2f}" for batch in ("1", "8", "64"))
+        passes = f"{row['passes']['forward']} + {row['passes']['backward']}"
+        rows.append(f"| `{name}` | {row['classifier']} | {ms} | {passes} | {row['multiply_adds'] / 1e6:.0f} |")
+    return "\n".join(rows)
+
+
+def aid_cost() -> str:
+    """AID at the paper's width, counted beside what the public code spends."""
+    found: dict[str, Any] = json.loads((ROOT / "benchmarks/results/offer_cost.json").read_text(encoding="utf-8"))
+    rows = ["| classifier | ours, million multiply-adds | public code | share |", "|---|---|---|---|"]
+    for row in found["aid"]:
+        ours, public = row["multiply_adds"] / 1e6, row["public_code"] / 1e6
+        rows.append(f"| {row['architecture']} | {ours:.0f} | {public:.0f} | {row['share']:.1%} |")
+    return "\n".join(rows)
 
 
 def purifiers() -> str:
@@ -159,6 +249,13 @@ TABLES: dict[str, Callable[[], str]] = {
     "addons-short": lambda: addons(
         ("resnet18-natural", "resnet18-at"), {name: BLIND[name] for name in ("none", "fgsm", "pgd", "features")}
     ),
+    "aid": lambda: addons(("resnet18-natural", "resnet18-at"), AID),
+    "reverse": reverse,
+    "pix2pix-features": pix2pix_features,
+    "pix2pix-recovery": pix2pix_recovery,
+    "pix2pix-gradients": pix2pix_gradients,
+    "offer-cost": offer_cost,
+    "aid-cost": aid_cost,
     "detector-cifar10": lambda: detector("cifar10", CIFAR),
     "detector-mnist": lambda: detector("mnist", MNIST),
     "variants-lc": lambda: variants("variants-soap-lc.json"),

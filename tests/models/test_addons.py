@@ -10,7 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from models.catalog import Catalog, UnknownName
-from models.checkpoint import CARD, AddOn, Checkpoint, CheckpointError, open_checkpoint, read_card, save_checkpoint
+from models.checkpoint import (
+    CARD,
+    AddOn,
+    Checkpoint,
+    CheckpointError,
+    Measurement,
+    open_checkpoint,
+    read_card,
+    save_checkpoint,
+    write_card,
+)
 from models.networks.base import NETWORKS
 from models.purifiers import Material, Options, Purified
 from models.purifiers.base import PURIFIERS, PurifierInfo, counted
@@ -112,6 +122,18 @@ def test_an_add_on_may_protect_every_classifier_of_its_model(zoo: Path, addon: M
     catalog = Catalog.open([zoo])
     assert pairs(catalog, "shift") == ["a", "b"]
     assert catalog.resolve("mnist", "shift").classifier == "b"  # the one it was trained beside
+
+
+def test_without_a_classifier_the_most_robust_one_is_meant(zoo: Path, addon: Make) -> None:
+    addon("shift", beside="b", protects="model")
+    addon("bound", beside="b")
+    for name, accuracy in (("a", 0.4), ("b", 0.1)):
+        measured = Measurement(attack="pgd", purifier="none", accuracy=accuracy, n=1000, detail="x")
+        write_card(zoo / name, read_card(zoo / name).model_copy(update={"measured": (measured,)}))
+    catalog = Catalog.open([zoo])
+    assert catalog.resolve("mnist", "shift").classifier == "a"
+    assert catalog.resolve("mnist", "bound").classifier == "b"
+    assert catalog.resolve("mnist", "shift+bound").classifier == "b"
 
 
 def test_an_add_on_whose_classifier_is_missing_is_refused_with_what_to_do(zoo: Path, addon: Make) -> None:
