@@ -5,21 +5,22 @@ unplaced one of the file belongs to the first unfilled one of the network, in de
 sides have equally many, so a type and shape with different counts is left alone and reported.
 
 Placed so, from the authors' public SOAP code: `resnet` and `resnet-rot` (as resnet18-thin) and `ae` (as fcn). Not: its
-`wide-resnet` activates before the convolution and its `cae` has a bottleneck; both are other functions than Table 7's.
+`wide-resnet` activates before the convolution and its `cae` has a bottleneck; both are other functions than Table 7's. NRP's
+published generators (`NRP`, `NRP_resG`) are `nrp` and `nrp-resg`, name by name.
 A bias before a batch norm, which our networks do without, is folded exactly into the norm's running mean.
 """
 
 import pickle
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from models.classifiers import Classifier, build_classifier
-
+N = TypeVar("N", bound=nn.Module)
 Weights = dict[str, Tensor]
 Layer = tuple[str, tuple[tuple[str, tuple[int, ...]], ...]]  # its type, and its tensors' names and shapes
 
@@ -33,14 +34,14 @@ class ConversionError(Exception):
 
 
 @dataclass(frozen=True)
-class Conversion:
+class Conversion(Generic[N]):
     """A converted network and where everything went.
 
     placed: foreign key -> our key. folded: foreign biases now part of a running mean. unplaced: foreign keys left over.
     unfilled: our keys that still have their random initial values.
     """
 
-    network: Classifier
+    network: N
     placed: Mapping[str, str]
     folded: tuple[str, ...]
     unplaced: tuple[str, ...]
@@ -49,26 +50,28 @@ class Conversion:
 
 def convert(
     path: Path,
-    architecture: str,
+    build: Callable[..., N],
+    name: str,
     arguments: Mapping[str, object],
     rename: Mapping[str, str] | None = None,
     *,
     allow_partial: bool = False,
-) -> Conversion:
-    """Read a foreign weights file into a fresh `architecture`.
+) -> Conversion[N]:
+    """Read a foreign weights file into a fresh network.
 
     Args:
         path: what `torch.save` wrote: a state dict, bare or nested under "state_dict", "model" and the like.
-        architecture: a name that `build_classifier` knows.
+        build: `build_classifier` or `build_network`.
+        name: an architecture, or a purifier's network, that it knows.
         arguments: its arguments.
         rename: foreign key or layer (a key without its last part) -> ours.
         allow_partial: return what could be placed instead of raising.
 
     Raises:
         ConversionError: the file can't be read safely, or something was left unplaced or unfilled.
-        ValueError: the architecture or its arguments are unknown.
+        ValueError: the name or its arguments are unknown.
     """
-    network = build_classifier(architecture, **arguments)
+    network = build(name, **arguments)
     foreign, ours = read_weights(path), _without_counters(network.state_dict())
     placed = _by_name(foreign, ours, rename or {})
     placed |= _by_order(_except(foreign, placed), _except(ours, placed.values()))
@@ -84,7 +87,7 @@ def convert(
     unfilled = tuple(_except(ours, placed.values()))
     if (unplaced or unfilled) and not allow_partial:
         raise ConversionError(
-            f"{path} doesn't fit {architecture!r}; unplaced: {_listed(unplaced)}; unfilled: {_listed(unfilled)}; "
+            f"{path} doesn't fit {name!r}; unplaced: {_listed(unplaced)}; unfilled: {_listed(unfilled)}; "
             "name their places in `rename`, or choose other arguments"
         )
     return Conversion(network, placed, tuple(folds), unplaced, unfilled)

@@ -15,6 +15,7 @@ def calibrate(
     """The percentiles 0 to 100 of each purifier kind's objective on clean images (N, C, H, W) in [0, 1].
 
     card: its purifiers are what is calibrated. classifier, network: frozen; network: the purifiers' own, where they have one.
+    Where an objective draws random numbers, an image's index is its seed.
     """
     # Without thresholds: the percentiles they need are what is being computed.
     bare = {
@@ -27,7 +28,8 @@ def calibrate(
         if not isinstance(purifier, DescentPurifier) or entry.kind in found:
             continue
         with torch.no_grad():
-            objective = torch.cat([purifier.objective(part) for part in images.split(CHUNK)])
+            parts = zip(images.split(CHUNK), range(0, len(images), CHUNK), strict=True)
+            objective = torch.cat([purifier.objective(part, range(first, first + len(part))) for part, first in parts])
         percentiles = torch.quantile(
             objective.double(), torch.linspace(0, 1, 101, dtype=torch.float64).to(images.device)
         )

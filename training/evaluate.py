@@ -180,17 +180,15 @@ class Evaluation:
         if any(cell.purifier == defense.name and cell.attack == attack and cell.n == n for cell in self.cells):
             return
         started = time.perf_counter()
-        x, y = self.x[:n], self.y[:n]
+        x, y, seeds = self.x[:n], self.y[:n], attacking.draws(defense, attack, self.plan.first, n)
         if adaptive:
             found = ADAPTIVE[attack.mode](defense, x, y, attack, self.plan.first)
             right, incoming, any_right = found.right, found.image, None
         else:
             incoming = self._attacked(defense, attack)
-            right, any_right = _right(
-                defense, incoming, y, oracle, attacking.draws(defense, attack, self.plan.first, n)
-            )
+            right, any_right = _right(defense, incoming, y, oracle, seeds)
         seconds = time.perf_counter() - started
-        self._add(defense, attack, right, seconds, flagged=_flagged(defense, incoming))
+        self._add(defense, attack, right, seconds, flagged=_flagged(defense, incoming, seeds))
         if any_right is not None:
             self._add(defense, attack, any_right, seconds, oracle=True)
         progress.note(f"{defense.name} {attack.name}: {right.float().mean():.1%}")
@@ -314,12 +312,17 @@ def _right(
     return torch.cat(right), torch.cat(any_right)
 
 
-def _flagged(defense: Defense, x: Tensor) -> float | None:
+def _flagged(defense: Defense, x: Tensor, seeds: Sequence[int] | None) -> float | None:
     percentiles = defense.card.calibration.get(defense.info.kind)
     if not percentiles or not isinstance(defense.purifier, DescentPurifier):
         return None
     with torch.no_grad():
-        objective = torch.cat([defense.purifier.objective(part) for part in x.split(CHUNK)])
+        objective = torch.cat(
+            [
+                defense.purifier.objective(part, seeds and seeds[first : first + CHUNK])
+                for part, first in zip(x.split(CHUNK), range(0, len(x), CHUNK), strict=True)
+            ]
+        )
     return round(float((objective > percentiles[95]).float().mean()), 4)
 
 

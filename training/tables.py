@@ -181,17 +181,20 @@ def aid_cost() -> str:
 def purifiers() -> str:
     """What the shipped zoo offers, and what it costs."""
     catalog = Catalog.open()
-    rows = ["| purifier | model | classifier | what it does | largest change | passes |", "|---|---|---|---|---|---|"]
+    rows: dict[tuple[str, ...], list[str]] = {}
     for offer in catalog.offers():
         info = catalog.load(offer).info
-        star = " \\*" if catalog.resolve(offer.model, offer.purifier) is offer else ""
         change = (
             "" if not info.eps_pfy else f"{255 * info.eps_pfy:.0f}/255" if info.eps_pfy < 0.2 else f"{info.eps_pfy:g}"
         )
         passes = f"{info.forward_passes} + {info.backward_passes}"
-        what = offer.entry.note or info.summary
-        rows.append(f"| `{offer.purifier}`{star} | {offer.model} | {offer.classifier} | {what} | {change} | {passes} |")
-    return "\n".join(rows)
+        star = " \\*" if catalog.resolve(offer.model, offer.purifier) is offer else ""
+        row = f"`{offer.purifier}`", offer.model, offer.entry.note or info.summary, change, passes
+        rows.setdefault(row, []).append(offer.classifier + star)
+    lines = ["| purifier | model | what it does | largest change | passes | classifiers |", "|---|---|---|---|---|---|"]
+    return "\n".join(
+        [*lines, *(f"| {' | '.join(row)} | {', '.join(classifiers)} |" for row, classifiers in sorted(rows.items()))]
+    )
 
 
 def detector(data: str, classifiers: Sequence[str]) -> str:
@@ -246,9 +249,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "cifar10": lambda: soap("cifar10", CIFAR),
     "mnist": lambda: soap("mnist", MNIST),
     "addons": lambda: addons(("resnet18-natural", "resnet18-at")),
-    "addons-short": lambda: addons(
-        ("resnet18-natural", "resnet18-at"), {name: BLIND[name] for name in ("none", "fgsm", "pgd", "features")}
-    ),
     "aid": lambda: addons(("resnet18-natural", "resnet18-at"), AID),
     "reverse": reverse,
     "pix2pix-features": pix2pix_features,

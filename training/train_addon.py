@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from models.catalog import Catalog
-from models.checkpoint import AddOnCard, Card, Checkpoint, save_checkpoint
+from models.checkpoint import AddOnCard, Checkpoint, save_checkpoint
 from models.classifiers import Classifier, frozen
 from models.networks import build_network, frozen_network
 from training import aid as _aid  # noqa: F401  (registers its trainers)
@@ -45,7 +45,7 @@ def train_addon(
             loss is no longer finite.
         DataError: the data set is missing.
     """
-    checkpoint = _classifier(recipe, catalog)
+    checkpoint = classifier_of(recipe, catalog)
     images = load_data(recipe.data, "train", data, download=download)
     check_images(recipe, images)
     out.mkdir(parents=True, exist_ok=True)
@@ -60,12 +60,16 @@ def train_addon(
             loop.resume(setting.device)
         loop.run(recipe.name, progress or Progress())
     made = recipe.model_dump(mode="json", exclude={"purifiers", "input", "model", "addon", "protects"})
-    return _export(
-        learner.exported.cpu(), setting, checkpoint.card, out, {"recipe": made, **loop.provenance(setting.device)}
-    )
+    provenance = {"recipe": made, **loop.provenance(setting.device)}
+    return export_addon(learner.exported.cpu(), recipe, checkpoint, setting.images, out, provenance)
 
 
-def _classifier(recipe: AddOnRecipe, catalog: Catalog) -> Checkpoint:
+def classifier_of(recipe: AddOnRecipe, catalog: Catalog) -> Checkpoint:
+    """The classifier beside which a recipe's add-on learns.
+
+    Raises:
+        TrainingError: it is missing, or looks at other images.
+    """
     found = catalog.find(recipe.model, recipe.classifier)
     if found is None or not isinstance(found.checkpoint, Checkpoint):
         known = ", ".join(
@@ -89,16 +93,26 @@ def _setting(recipe: AddOnRecipe, classifier: Classifier, images: ImageData, dev
     return Setting(recipe, classifier.to(device), network, on_device, crop, device)
 
 
-def _export(network: nn.Module, setting: Setting, protected: Card, out: Path, provenance: dict[str, Any]) -> AddOnCard:
-    recipe = setting.recipe
+def export_addon(
+    network: nn.Module,
+    recipe: AddOnRecipe,
+    protected: Checkpoint,
+    images: ImageData,
+    out: Path,
+    provenance: dict[str, Any],
+) -> AddOnCard:
+    """Write a purifier's network as the add-on that `recipe` describes, calibrated on the first training images.
+
+    protected: the classifier that the recipe names. The device is that of `images`; the network's is the CPU.
+    """
     fields: dict[str, Any] = {
         "part": "purifier",
         "model": recipe.model,
         "addon": recipe.addon,
         "network": recipe.network,
         "arguments": recipe.arguments,
-        "classifier": protected.classifier,
-        "classifier_sha256": protected.weights_sha256,
+        "classifier": protected.card.classifier,
+        "classifier_sha256": protected.card.weights_sha256,
         "protects": recipe.protects,
         "input": recipe.input.model_dump(),
         "purifiers": {name: entry.model_dump() for name, entry in recipe.purifiers.items()},
@@ -107,9 +121,10 @@ def _export(network: nn.Module, setting: Setting, protected: Card, out: Path, pr
             "calibrated_on": f"the first {recipe.calibration_images} training images, unaugmented",
         },
     }
-    merged = protected.model_copy(update={"purifiers": dict(recipe.purifiers)})
-    images = setting.images.floats(0, recipe.calibration_images)
-    fields["calibration"] = calibrate(merged, setting.classifier, images, frozen_network(network, setting.device))
+    merged = protected.card.model_copy(update={"purifiers": dict(recipe.purifiers)})
+    first, device = images.floats(0, recipe.calibration_images), images.images.device
+    classifier = frozen(protected.classifier(), device)
+    fields["calibration"] = calibrate(merged, classifier, first, frozen_network(network, device))
     card = save_checkpoint(out, network, fields)
     assert isinstance(card, AddOnCard)
     return card

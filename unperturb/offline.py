@@ -14,6 +14,7 @@ from models.checkpoint import AddOnCard, Card, Checkpoint, write_card
 from unperturb.options import Data, Device, Json, Model, Threads, Zoo, open_catalog
 
 if TYPE_CHECKING:
+    from models.convert import Conversion
     from training.evaluate import Cell
 
 PerImage = Annotated[int | None, typer.Option(min=1, help="Images; default: the plan's.")]
@@ -164,6 +165,7 @@ def convert(
     recipe: Annotated[str, typer.Option(help="The recipe whose network, labels and purifiers the checkpoint gets.")],
     out: Annotated[Path, typer.Option(help="Folder of the new checkpoint.")],
     data: Data = None,
+    zoo: Zoo = None,
     rename: Annotated[
         Path | None, typer.Option(help='TOML table, foreign key = "our key", for keys that the converter can\'t place.')
     ] = None,
@@ -173,20 +175,32 @@ def convert(
     ] = False,
 ) -> None:
     """Turn foreign weights into a checkpoint: weights only, every key that can't be placed is reported."""
+    from models.classifiers import build_classifier
     from models.convert import convert as place
+    from models.networks import build_network
     from training.data import load_data
-    from training.recipe import Recipe, RecipeError, load_recipe
+    from training.recipe import Recipe, load_recipe
     from training.train import export
+    from training.train_addon import classifier_of, export_addon
 
     chosen = load_recipe(recipe)
-    if not isinstance(chosen, Recipe):
-        raise RecipeError(f"recipe {recipe!r} is an add-on's; convert needs a classifier's")
     names = tomllib.loads(rename.read_text(encoding="utf-8")) if rename else None
-    done = place(file, chosen.architecture, dict(chosen.arguments), names, allow_partial=allow_partial)
+    wishes: dict[str, Any] = {"rename": names, "allow_partial": allow_partial}
+    origin = {"converted_from": file.name}
+    if isinstance(chosen, Recipe):
+        done = place(file, build_classifier, chosen.architecture, chosen.arguments, **wishes)
+        _tell_placed(done)
+        export(done.network, chosen, load_data(chosen.data, "train", data), out, origin)
+    else:
+        addon = place(file, build_network, chosen.network, chosen.arguments, **wishes)
+        _tell_placed(addon)
+        protected = classifier_of(chosen, open_catalog(zoo))
+        export_addon(addon.network, chosen, protected, load_data(chosen.data, "train", data), out, origin)
+    typer.echo(f"checkpoint in {out}")
+
+
+def _tell_placed(done: "Conversion[Any]") -> None:
     typer.echo(f"placed {len(done.placed)} tensors")
     for what in ("folded", "unplaced", "unfilled"):
         for key in getattr(done, what):
             typer.echo(f"{what}: {key}")
-    images = load_data(chosen.data, "train", data)
-    export(done.network, chosen, images, out, {"converted_from": file.name})
-    typer.echo(f"checkpoint in {out}")

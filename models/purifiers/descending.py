@@ -1,4 +1,4 @@
-"""What all purifiers share that descend an objective of their own: SOAP Alg. 2 and AID Alg. 2 differ in nothing else."""
+"""What all purifiers share that descend an objective of their own: SOAP, AID and Reverse differ in nothing else."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,12 +6,18 @@ from typing import Generic, Protocol, Self, TypeVar
 
 from torch import Tensor
 
-from models.purifiers.base import Material, Options, Purified, PurifierInfo, Wanted
-from models.purifiers.descent import DescentSettings, Objective, descend, passes
+from models.purifiers.base import Material, Options, Purified, PurifierInfo, Wanted, one_each
+from models.purifiers.descent import DescentSettings, Objective, RandomObjective, at_step, descend, passes
 
 
 class ReadingObjective(Objective, Protocol):
     """A descent objective that also says how its classifier reads an image."""
+
+    def logits(self, x: Tensor) -> Tensor: ...
+
+
+class RandomReadingObjective(RandomObjective, Protocol):
+    """The same of an objective that draws random numbers."""
 
     def logits(self, x: Tensor) -> Tensor: ...
 
@@ -25,7 +31,7 @@ class Description:
     summary: str
 
 
-O = TypeVar("O", bound=ReadingObjective)  # noqa: E741
+O = TypeVar("O", bound=ReadingObjective | RandomReadingObjective)  # noqa: E741
 S = TypeVar("S", bound=DescentSettings)
 
 
@@ -52,7 +58,7 @@ class DescentPurifier(Generic[O]):
             backward_passes=backwards,
             objective=type(objective).__name__,
             options=("epsilon", "steps"),
-            random=settings.random_start > 0,
+            random=settings.random_start > 0 or isinstance(objective, RandomObjective),
         )
 
     @property
@@ -65,7 +71,7 @@ class DescentPurifier(Generic[O]):
         return self.settings.selection != "fixed"
 
     def purify(self, x: Tensor, seeds: Sequence[int] | None = None, wanted: Wanted | None = None) -> Purified:
-        """See `Purifier`; `seeds` matter only with a random start."""
+        """See `Purifier`; `seeds` matter where `info.random` says so."""
         return descend(self._objective, x, self.settings, self._skip_below, seeds=seeds, wanted=wanted)
 
     def with_options(self, options: Options) -> Self:
@@ -80,9 +86,10 @@ class DescentPurifier(Generic[O]):
         )
         return found, candidates
 
-    def objective(self, x: Tensor) -> Tensor:
-        """The loss of each image that is descended, differentiable. (N, C, H, W) in [0, 1] -> (N,)."""
-        return self._objective(x).loss
+    def objective(self, x: Tensor, seeds: Sequence[int] | None = None) -> Tensor:
+        """The loss of each incoming image, differentiable; `seeds` as of `purify`. (N, C, H, W) in [0, 1] -> (N,)."""
+        own = one_each(x, seeds) if isinstance(self._objective, RandomObjective) else []
+        return at_step(self._objective, 0, own)(x).loss
 
     def logits(self, x: Tensor) -> Tensor:
         """See `Purifier`."""

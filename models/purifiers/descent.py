@@ -74,7 +74,8 @@ class RandomObjective(Cost, Protocol):
     def drawn(self, t: int, seeds: Sequence[int]) -> Callable[[Tensor], Evaluation]: ...
 
 
-def _at(objective: Objective | RandomObjective, t: int, seeds: Sequence[int]) -> Callable[[Tensor], Evaluation]:
+def at_step(objective: Objective | RandomObjective, t: int, seeds: Sequence[int]) -> Callable[[Tensor], Evaluation]:
+    """What a step descends; `seeds`, one an image, matter to a `RandomObjective` alone."""
     return objective.drawn(t, seeds) if isinstance(objective, RandomObjective) else objective
 
 
@@ -207,7 +208,7 @@ def descend(
     x = x.detach()
     random = isinstance(objective, RandomObjective) or (settings.random_start > 0 and bool(settings.descended()))
     own = one_each(x, seeds) if random else []
-    before, gradient = _forward(_at(objective, 0, own), x)
+    before, gradient = _forward(at_step(objective, 0, own), x)
     skip = before.loss.detach() <= (skip_below if skip_below is not None else -torch.inf)
     best, done = _Best(x, before, on_candidate), counted(x, settings.steps)
     budgets = settings.descended()
@@ -309,7 +310,7 @@ class _Walk:
         """Losses at the iterates after t steps, and their gradients unless these are the last; offers what is a candidate."""
         parts, last = len(self.paths), t == self.settings.steps
         images = torch.cat([self.x + path.delta for path in self.paths])
-        evaluate = _at(self.objective, t, self.seeds * parts)
+        evaluate = at_step(self.objective, t, self.seeds * parts)
         if last:
             with torch.no_grad():
                 self.evaluation = evaluate(images)

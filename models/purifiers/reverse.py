@@ -20,8 +20,9 @@ from torch import Tensor
 from models.augment import DRAWS, Views
 from models.classifiers import Classifier
 from models.networks.reverse import ContrastiveHead, contrastive_loss
-from models.purifiers.base import Material, Options, Purified, Purifier, PurifierInfo, Wanted, register
-from models.purifiers.descent import DescentSettings, Evaluation, Selection, descend, passes
+from models.purifiers.base import Material, Purifier, register
+from models.purifiers.descending import DescentPurifier, Description, settings_of
+from models.purifiers.descent import DescentSettings, Evaluation, Selection
 from models.rounding import by_rows
 
 PAPER = "Mao, Chiquier, Wang, Yang, Vondrick: Adversarial Attacks are Reversible with Natural Supervision, ICCV 2021"
@@ -76,44 +77,10 @@ def _uniform(seed: int, t: int, views: int) -> Tensor:
     return torch.rand(views, DRAWS, generator=generator)
 
 
-class Reverse:
-    """Alg. 1 over one classifier and its contrastive head."""
-
-    def __init__(self, objective: Contrast, settings: ReverseSettings) -> None:
-        self._objective, self.settings = objective, settings
-        forwards, backwards = passes(objective, settings)
-        self._info = PurifierInfo(
-            kind="reverse",
-            paper=PAPER,
-            summary="descends the contrastive loss of random views of the image against a fixed bank of negatives",
-            eps_pfy=min(settings.budgets[-1], settings.reach(settings.steps)),
-            forward_passes=forwards,
-            backward_passes=backwards,
-            objective="Contrast",
-            options=("epsilon", "steps"),
-            random=True,
-        )
-
-    @property
-    def info(self) -> PurifierInfo:
-        return self._info
-
-    def purify(self, x: Tensor, seeds: Sequence[int] | None = None, wanted: Wanted | None = None) -> Purified:
-        """See `Purifier`."""
-        return descend(self._objective, x, self.settings, seeds=seeds, wanted=wanted)
-
-    def with_options(self, options: Options) -> "Reverse":
-        """See `Purifier`."""
-        return Reverse(self._objective, self.settings.with_options(options))
-
-    def logits(self, x: Tensor) -> Tensor:
-        """See `Purifier`."""
-        return self._objective.logits(x)
-
-
 @register("reverse")
 def reverse(material: Material) -> Purifier:
     """Reverse, Alg. 1."""
-    settings = ReverseSettings.model_validate(dict(material.settings))
-    head = material.own_network(ContrastiveHead)
-    return Reverse(Contrast(material.classifier, head, settings.views, settings.temperature), settings)
+    summary = "descends the contrastive loss of random views of the image against a fixed bank of negatives"
+    settings, head = settings_of(ReverseSettings, material), material.own_network(ContrastiveHead)
+    objective = Contrast(material.classifier, head, settings.views, settings.temperature)
+    return DescentPurifier(Description("reverse", PAPER, summary), objective, settings, material.calibration)

@@ -139,6 +139,25 @@ def test_convert_places_foreign_weights(tmp_path):
     assert (tmp_path / "ours" / "weights.safetensors").exists()
 
 
+def test_convert_makes_an_add_on_of_foreign_weights_of_a_purifier(tmp_path):
+    import torch
+
+    from models.catalog import Catalog
+    from models.networks import build_network
+
+    theirs = build_network("nrp-resg", width=4, blocks=1)
+    torch.save(theirs.state_dict(), tmp_path / "NRP_resG.pth")
+    recipe = tmp_path / "small.toml"
+    shipped = (ROOT / "training" / "recipes" / "nrp-cifar10-resg-paper.toml").read_text()
+    recipe.write_text("calibration_images = 128\narguments = { width = 4, blocks = 1 }\n" + shipped)
+    result = run("convert", tmp_path / "NRP_resG.pth", "--recipe", recipe, "--out", tmp_path / "ours", "--data", DATA)
+    assert result.exit_code == 0, result.output
+    classifier = ROOT / "models" / "zoo" / "cifar10-vgg16-natural"
+    ours = Catalog.open([classifier, tmp_path / "ours"]).defense("cifar10", "nrp")
+    x = torch.rand(2, 3, 32, 32)
+    assert torch.allclose(ours.purify(x).image, theirs(x).clamp(0, 1), atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -111,6 +111,14 @@ def test_a_negative_that_looks_like_the_image_costs(classifier) -> None:
     assert Contrast(classifier, head, 2, 0.2).drawn(0, [1])(x).loss > far
 
 
+def test_the_objective_of_an_incoming_image_is_that_of_its_seed(purifier) -> None:
+    made = purifier()
+    found = made.purify(images(), seeds=[4, 5, 6])
+    assert torch.allclose(made.objective(images(), [4, 5, 6]), found.objective_before, atol=1e-5)
+    assert not torch.allclose(made.objective(images(), [5, 6, 7]), found.objective_before, atol=1e-5)
+    assert made.info.random
+
+
 def test_seeds_are_asked_for(purifier) -> None:
     with pytest.raises(ValueError, match="needs a seed for each of 3 images; got none"):
         purifier().purify(images())
