@@ -109,6 +109,10 @@ def _record(defense: Defense, file: Path, outcome: Outcome, top_k: int) -> dict[
         return {"file": str(file), "error": str(outcome)}
     found = {name: value for name, value in vars(outcome).items() if name not in ("probabilities", "before", "image")}
     ranked = predictions([outcome.probabilities], defense.card.labels, top_k, DIGITS)
+    names = defense.name.split("+")
+    found["steps"] = [
+        {"purifier": name, **vars(step)} for name, step in zip(names, outcome.steps, strict=False)
+    ]  # of a chain alone
     return {"file": str(file), "predictions": [asdict(each) for each in ranked], **found}
 
 
