@@ -56,6 +56,6 @@ def test_http_and_the_command_line_agree(shipped: httpx.Client, model: str, puri
     served, offline = reply["predictions"][0], found["predictions"][0]
     assert served["label"] == offline["label"]
     assert served["probability"] == pytest.approx(offline["probability"], abs=1e-3)
-    assert [step["purifier"] for step in reply["purification"]["steps"] or []] == purifier.split("+") * (
-        "+" in purifier
-    )
+    steps = purifier.split("+") if "+" in purifier else []
+    assert [step["purifier"] for step in reply["purification"]["steps"] or []] == steps
+    assert [step["purifier"] for step in found["steps"]] == steps
