@@ -12,6 +12,7 @@ from typing import Any
 
 from models.catalog import Catalog
 from training.evaluate import Cell
+from training.outcomes import wilson, withstood, worst_cases
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
@@ -79,17 +80,28 @@ def addons(classifiers: Sequence[str], heads: Mapping[str, str] = BLIND) -> str:
             mine = {cell.attack.name: cell for cell in cells if cell.purifier == purifier}
             shown = [_beside(mine[name]) for name in heads]
             adaptive = " | ".join(_beside(mine[name]) if name in mine else "" for name in ("bpda", "end-to-end"))
-            worst = f"{100 * _worst([mine[name] for name in heads]):.1f}"
+            worst = f"{100 * withstood([mine[name] for name in heads]):.1f}"
             rows.append(f"| {classifier} | `{purifier}` | {' | '.join(shown)} | {worst} | {adaptive} |")
     return "\n".join(rows)
 
 
-def _worst(cells: Sequence[Cell]) -> float:
-    """Share of the images that are right under every one of the attacks."""
-    withstood = [
-        all(outcome == "1" for outcome in image) for image in zip(*(cell.outcomes for cell in cells), strict=True)
+def _evaluations() -> list[Path]:
+    """The results of shipped checkpoints, without the comparisons of settings that were left behind."""
+    return sorted(file for file in RESULTS.glob("*.json") if not file.name.startswith("variants-"))
+
+
+def overall() -> str:
+    """Every defence by what no attack of any mode took from it, image by image."""
+    rows = [
+        "| model | classifier | purifier | clean | blind attacks | every attack | 95 % | strongest |",
+        "|---" * 8 + "|",
     ]
-    return sum(withstood) / len(withstood)
+    for found in worst_cases(_evaluations()):
+        low, high = wilson(found.worst, found.n)
+        shares = " | ".join(f"{100 * share:.1f}" for share in (found.clean, found.blind, found.worst))
+        names = f"{found.model} | {found.classifier} | `{found.purifier}`"
+        rows.append(f"| {names} | {shares} | {100 * low:.0f} to {100 * high:.0f} | {found.strongest} |")
+    return "\n".join(rows)
 
 
 def reverse() -> str:
@@ -249,6 +261,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "cifar10": lambda: soap("cifar10", CIFAR),
     "mnist": lambda: soap("mnist", MNIST),
     "addons": lambda: addons(("resnet18-natural", "resnet18-at")),
+    "overall": overall,
     "aid": lambda: addons(("resnet18-natural", "resnet18-at"), AID),
     "reverse": reverse,
     "pix2pix-features": pix2pix_features,

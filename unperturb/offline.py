@@ -1,7 +1,6 @@
 """`unperturb train`, `evaluate` and `convert`. They need the training package, which a serving image may leave out."""
 
 import json
-import math
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -139,6 +138,8 @@ def evaluate(
 
 
 def _results(cells: "list[Cell]", title: str) -> Table:
+    from training.outcomes import wilson
+
     table = Table("purifier", "attack", "accuracy, %", "95 % interval", "n", "paper, %", title=title)
     for cell in cells:
         low, high = wilson(cell.accuracy, cell.n)
@@ -151,13 +152,6 @@ def _results(cells: "list[Cell]", title: str) -> Table:
             "" if cell.paper is None else f"{100 * cell.paper:.1f}",
         )
     return table
-
-
-def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's 95 % interval of a binomial share, as shares in [0, 1]."""
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def convert(
