@@ -8,7 +8,8 @@
   on the distance of a classifier's inner activations from those of the clean image. No labels; meant to carry over to others.
 - `bpda`: identity-BPDA (Athalye et al. 2018). Each step purifies the current image, takes the gradient at the *purified*
   point and applies it to the image, as if the purifier were the identity.
-- `end_to_end`: plain ascent through purifier and classifier, where both are one differentiable function (NRP, Pix2Pix).
+- `end_to_end`: plain ascent through purifier and classifier, where both are one differentiable function (NRP, Pix2Pix). In a
+  chain the purifiers that are none count as the identity.
 
 An adaptive attack succeeds on an image as soon as *any* iterate that it checks, the image itself among them, is misclassified
 by the whole defence: that one it sends, and leaves the image alone. Budgets are l_inf, in [0, 1] units.
@@ -24,6 +25,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.catalog import CHUNK, Defense
+from models.purifiers import Purifier
+from models.purifiers.chain import Chain
 
 Mode = Literal["none", "static", "features", "foolbox", "two-view", "bpda", "end-to-end"]
 BLIND: tuple[Mode, ...] = ("static", "features", "foolbox")  # attacks on a classifier alone
@@ -327,14 +330,35 @@ def end_to_end(defense: Defense, x: Tensor, y: Tensor, settings: AttackSettings,
     Raises:
         ValueError: the purifier is no differentiable function.
     """
-    through = getattr(defense.purifier, "through", None)
-    if through is None:
+    if not differentiable(defense.purifier):
         raise ValueError(f"purifier {defense.name!r} can't be differentiated through")
 
     def loss(image: Tensor, labels: Tensor, purified: Tensor | None) -> Tensor:
-        return F.cross_entropy(through(image), labels, reduction="none")
+        return F.cross_entropy(defense.logits(_restored(defense.purifier, image)), labels, reduction="none")
 
     return _hunt(defense, x, y, settings, first, loss)
+
+
+def differentiable(purifier: Purifier) -> bool:
+    """Whether `end_to_end` has a gradient to go by: of the purifier, or in a chain of one of its purifiers at least.
+
+    What draws random numbers for each step has to be asked as it is: `bpda` does.
+    """
+    if not isinstance(purifier, Chain):
+        return hasattr(purifier, "restored")
+    own = [differentiable(step) for step in purifier.purifiers]
+    return any(own) and all(mine or not step.info.random for mine, step in zip(own, purifier.purifiers, strict=True))
+
+
+def _restored(purifier: Purifier, image: Tensor) -> Tensor:
+    """The purified image with a gradient; a chain's purifier that has none counts as the identity."""
+    if isinstance(purifier, Chain):
+        for step in purifier.purifiers:
+            image = _restored(step, image)
+        return image
+    if hasattr(purifier, "restored"):
+        return purifier.restored(image)  # type: ignore[no-any-return]
+    return image + (purifier.purify(image.detach()).image - image).detach()
 
 
 def in_chunks(x: Tensor, y: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:

@@ -291,9 +291,10 @@ def _addons(defenses: Sequence[Defense]) -> dict[str, Any]:
 
 def _applies(defense: Defense, attack: AttackSettings) -> bool:
     """The adaptive attacks need a purifier to adapt to, its views, or its gradient."""
-    needs = {"two-view": "view_logits", "end-to-end": "through"}
-    if attack.mode in needs:
-        return hasattr(defense.purifier, needs[attack.mode])
+    if attack.mode == "two-view":
+        return hasattr(defense.purifier, "view_logits")
+    if attack.mode == "end-to-end":
+        return attacking.differentiable(defense.purifier)
     return attack.mode != "bpda" or defense.info.kind != "none"
 
 

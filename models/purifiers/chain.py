@@ -12,6 +12,8 @@ from models.purifiers.base import OptionError, Options, Purified, Purifier, Puri
 class Chain:
     """Purifiers, first to last; the last one classifies.
 
+    purifiers: they, for attacks that look into the chain.
+
     The objective is the first purifier's that has one, as it saw the image; `epsilon` is the sum of the budgets chosen,
     which bounds the whole change where every purifier has a budget.
     """
@@ -19,7 +21,7 @@ class Chain:
     KIND = "chain"
 
     def __init__(self, purifiers: Sequence[Purifier]) -> None:
-        self._purifiers = tuple(purifiers)
+        self.purifiers = tuple(purifiers)
         infos = [purifier.info for purifier in purifiers]
         budgets = [info.eps_pfy for info in infos if info.eps_pfy is not None]
         objectives = [info.objective for info in infos if info.objective]
@@ -42,7 +44,7 @@ class Chain:
     def _takers(self) -> dict[str, int]:
         """The options that exactly one of the purifiers takes (for others it would be unclear what is meant), and which."""
         found: dict[str, list[int]] = {}
-        for i, purifier in enumerate(self._purifiers):
+        for i, purifier in enumerate(self.purifiers):
             for option in purifier.info.options:
                 found.setdefault(option, []).append(i)
         return {option: takers[0] for option, takers in found.items() if len(takers) == 1}
@@ -50,7 +52,7 @@ class Chain:
     def purify(self, x: Tensor, seeds: Sequence[int] | None = None, wanted: Wanted | None = None) -> Purified:
         """See `Purifier`."""
         steps: list[Purified] = []
-        for i, purifier in enumerate(self._purifiers):
+        for i, purifier in enumerate(self.purifiers):
             # A step's draws must not be those of the step before it.
             own = seeds and [(seed + i * 0x9E3779B97F4A7C15) % 2**63 for seed in seeds]
             steps.append(purifier.purify(steps[-1].image if steps else x, own, wanted))
@@ -70,7 +72,7 @@ class Chain:
         takers, given = self._takers(), options.given()
         if foreign := [option for option in given if option not in takers]:
             raise OptionError(f"not exactly one purifier of this chain takes {', '.join(foreign)}")
-        purifiers = list(self._purifiers)
+        purifiers = list(self.purifiers)
         for option in given:
             i = takers[option]
             purifiers[i] = purifiers[i].with_options(Options(**{option: getattr(options, option)}))
@@ -78,4 +80,4 @@ class Chain:
 
     def logits(self, x: Tensor) -> Tensor:
         """See `Purifier`."""
-        return self._purifiers[-1].logits(x)
+        return self.purifiers[-1].logits(x)

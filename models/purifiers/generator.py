@@ -100,9 +100,9 @@ class GeneratorPurifier:
         """See `Purifier`."""
         return self._classifier(x)  # type: ignore[no-any-return]
 
-    def through(self, x: Tensor) -> Tensor:
-        """The whole defence's logits for an incoming image, differentiable; no noise, no tiles. (N, C, H, W) -> (N, K)."""
-        return self.logits(self.network(x))
+    def restored(self, x: Tensor) -> Tensor:
+        """The purified image, differentiable; no noise, no tiles. (N, C, H, W) in [0, 1] -> the same."""
+        return self.network(x)  # type: ignore[no-any-return]
 
     def _noisy(self, x: Tensor, seeds: Sequence[int] | None) -> Tensor:
         if not isinstance(self.settings, NrpSettings) or self.settings.noise == 0:

@@ -8,7 +8,18 @@ from models.catalog import build_defense
 from models.checkpoint import Card
 from models.classifiers import Classifier, build_classifier, frozen
 from models.purifiers import Purified
-from training.attacks import AttackSettings, ascend, bpda, distort, end_to_end, foolbox_attack, static, two_view
+from models.purifiers.chain import Chain
+from training.attacks import (
+    AttackSettings,
+    ascend,
+    bpda,
+    differentiable,
+    distort,
+    end_to_end,
+    foolbox_attack,
+    static,
+    two_view,
+)
 
 PGD = AttackSettings(name="pgd", mode="static", epsilon=0.1, step_size=0.03, steps=10)
 
@@ -174,25 +185,45 @@ def test_every_look_at_a_random_defense_has_fresh_seeds_that_belong_to_the_image
     assert [seeds[1] for seeds in seen[0]] == [seeds[0] for seeds in seen[1]]
 
 
+class Flip(Shift):
+    """x -> 1 - x: BPDA's identity points the wrong way, the true gradient does not."""
+
+    def purify(self, x, seeds=None, wanted=None):
+        found = self.inner.purify(1 - x)
+        return Purified(**{**found.__dict__, "image": 1 - x})
+
+    def restored(self, x):
+        return 1 - x
+
+
+def behind(purifier):
+    return replace(defense(), name="toy", purifier=purifier)
+
+
 def test_a_differentiable_purifier_is_attacked_through_its_own_gradient():
-    class Flip(Shift):
-        """x -> 1 - x: BPDA's identity points the wrong way, the true gradient does not."""
-
-        def purify(self, x, seeds=None, wanted=None):
-            found = self.inner.purify(1 - x)
-            return Purified(**{**found.__dict__, "image": 1 - x})
-
-        def through(self, x):
-            return self.inner.logits(1 - x)
-
-    plain = defense()
-    flipped = type(plain)("flip", plain.card, plain.classifier, Flip(plain.purifier), plain.device)
+    flipped, plain = behind(Flip(defense().purifier)), defense()
     x, labels = images(0.45), torch.ones(3, dtype=torch.long)
     assert bpda(flipped, x, labels, PGD).right.all()
     assert not end_to_end(flipped, x, labels, PGD).right.any()
     assert end_to_end(flipped, images(0.3), labels, PGD).right.all()
     with pytest.raises(ValueError, match="can't be differentiated through"):
         end_to_end(plain, x, labels, PGD)
+
+
+def test_a_chain_is_attacked_through_those_of_its_purifiers_that_have_a_gradient():
+    inner = defense().purifier
+    chain = behind(Chain([Flip(inner), Shift(inner)]))
+    x, labels = images(0.5), torch.ones(3, dtype=torch.long)
+    assert bpda(chain, x, labels, PGD).right.all()
+    assert not end_to_end(chain, x, labels, PGD).right.any()
+    assert end_to_end(chain, images(0.4), labels, PGD).right.all()
+
+
+def test_which_chains_have_a_gradient():
+    inner = defense().purifier
+    assert differentiable(Chain([Shift(inner), Flip(inner)]))
+    assert not differentiable(Chain([Shift(inner), Shift(inner)]))
+    assert not differentiable(Chain([Flip(inner), Noisy(inner)]))
 
 
 def test_settings_describe_themselves():
