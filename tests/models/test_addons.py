@@ -205,7 +205,7 @@ def test_the_steps_of_a_chain_draw_different_numbers(zoo: Path, addon: Make) -> 
     addon("two")
     chain = Catalog.open([zoo]).defense("mnist", "one+two")
     chain.purify(torch.rand(1, 1, 28, 28), seeds=[7])
-    first, second = chain.purifier._purifiers
+    first, second = chain.purifier.purifiers
     assert first.seeds == [7]
     assert second.seeds != [7]
 
