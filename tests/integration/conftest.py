@@ -4,6 +4,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -62,14 +63,13 @@ def catalog(zoo: Path) -> Catalog:
     return Catalog.open([zoo])
 
 
-@pytest.fixture(scope="session")
-def url(catalog: Catalog) -> Iterator[str]:
-    """Where the service listens."""
-    settings = Settings(port=0, max_body_bytes=2**20, max_pixels=200_000, probability_digits=7, queue_limit_ms=60_000)
+@contextmanager
+def running(settings: Settings, catalog: Catalog | None = None, patience_s: float = 20.0) -> Iterator[str]:
+    """A service in a thread of its own, once it is ready: where it listens."""
     server = build_server(settings, create_app(settings, catalog))
     thread = threading.Thread(target=server.run, name="uvicorn")
     thread.start()
-    give_up = time.monotonic() + 20
+    give_up = time.monotonic() + patience_s
     while not server.started:
         assert time.monotonic() < give_up
         time.sleep(0.005)
@@ -81,3 +81,11 @@ def url(catalog: Catalog) -> Iterator[str]:
     server.should_exit = True
     thread.join(20)
     assert not thread.is_alive()
+
+
+@pytest.fixture(scope="session")
+def url(catalog: Catalog) -> Iterator[str]:
+    """Where the service listens."""
+    settings = Settings(port=0, max_body_bytes=2**20, max_pixels=200_000, probability_digits=7, queue_limit_ms=60_000)
+    with running(settings, catalog) as address:
+        yield address

@@ -1,8 +1,6 @@
 """Everything that ships, over HTTP and on the command line: the same image and seed get the same answer."""
 
 import json
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,9 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from models.catalog import Catalog
-from service.app import create_app
-from service.server import build_server
 from service.settings import Settings
+from tests.integration.conftest import running
 from unperturb import cli
 
 SAMPLES = Path(__file__).parents[2] / "samples"
@@ -24,20 +21,8 @@ CHAINS = [("cifar10", chain, "resnet18-at") for chain in ("nrp+aid", "pix2pix+ai
 @pytest.fixture(scope="module")
 def shipped() -> Iterator[httpx.Client]:
     settings = Settings(port=0, probability_digits=7)
-    server = build_server(settings, create_app(settings))
-    thread = threading.Thread(target=server.run, name="uvicorn")
-    thread.start()
-    give_up = time.monotonic() + 60
-    while not server.started:
-        assert time.monotonic() < give_up
-        time.sleep(0.005)
-    with httpx.Client(base_url=server.addresses()[0], timeout=30) as client:
-        while client.get("/readyz").status_code != 200:
-            assert time.monotonic() < give_up
-            time.sleep(0.01)
+    with running(settings, patience_s=60) as address, httpx.Client(base_url=address, timeout=30) as client:
         yield client
-    server.should_exit = True
-    thread.join(20)
 
 
 def test_all_that_is_listed_is_tested(shipped: httpx.Client) -> None:
