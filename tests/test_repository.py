@@ -71,7 +71,7 @@ def test_only_ci_knows_of_the_folder_beside_the_checkout() -> None:
 
 
 def test_files_are_small() -> None:
-    large = [str(path.relative_to(ROOT)) for path in files() if path.stat().st_size > 4 * MEBIBYTE]
+    large = [str(path.relative_to(ROOT)) for path in files() if path.stat().st_size > 6 * MEBIBYTE]
     assert not large
 
 

@@ -66,9 +66,10 @@ def worst_cases(files: Sequence[Path]) -> list[Worst]:
 
 
 def _attacked(classifier: str, purifier: str, cells: Sequence[Cell]) -> bool:
-    """Whether one of the attacks knew the defence; without a purifier that is any on the classifier itself."""
+    """Whether one of the attacks knew the defence; without a purifier that is one on the classifier's own labels."""
     if purifier == "none":
-        return any(cell.attack.mode in BLIND and cell.attack.source in (None, classifier) for cell in cells)
+        own = [cell.attack for cell in cells if cell.attack.source in (None, classifier)]
+        return any(attack.mode in BLIND and attack.mode != "features" for attack in own)
     return any(cell.attack.mode not in ("none", *BLIND) for cell in cells)
 
 

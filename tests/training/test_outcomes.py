@@ -51,6 +51,7 @@ def test_larger_budgets_and_other_norms_are_another_subject(results):
         ([("p", "static", {})], False),
         ([("p", "two-view", {})], True),
         ([("none", "static", {"source": "other"})], False),
+        ([("none", "features", {"source": "c", "tap": "t", "random_start": True})], False),
         ([("none", "static", {"source": "c"})], True),
         ([("none", "static", {})], True),
     ],
