@@ -334,7 +334,7 @@ def end_to_end(defense: Defense, x: Tensor, y: Tensor, settings: AttackSettings,
         raise ValueError(f"purifier {defense.name!r} can't be differentiated through")
 
     def loss(image: Tensor, labels: Tensor, purified: Tensor | None) -> Tensor:
-        return F.cross_entropy(defense.logits(_restored(defense.purifier, image)), labels, reduction="none")
+        return F.cross_entropy(defense.logits(gradient_path(defense.purifier, image)), labels, reduction="none")
 
     return _hunt(defense, x, y, settings, first, loss)
 
@@ -350,14 +350,16 @@ def differentiable(purifier: Purifier) -> bool:
     return any(own) and all(mine or not step.info.random for mine, step in zip(own, purifier.purifiers, strict=True))
 
 
-def _restored(purifier: Purifier, image: Tensor) -> Tensor:
-    """The purified image with a gradient; a chain's purifier that has none counts as the identity."""
+def gradient_path(purifier: Purifier, image: Tensor) -> Tensor:
+    """The purified image with a gradient; what has none counts as the identity, and with random numbers as nothing at all."""
     if isinstance(purifier, Chain):
         for step in purifier.purifiers:
-            image = _restored(step, image)
+            image = gradient_path(step, image)
         return image
     if hasattr(purifier, "restored"):
         return purifier.restored(image)  # type: ignore[no-any-return]
+    if purifier.info.random:
+        return image
     return image + (purifier.purify(image.detach()).image - image).detach()
 
 

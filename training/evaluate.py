@@ -167,7 +167,7 @@ class Evaluation:
             for defense in self.defenses
             if (not purifiers or defense.name in purifiers)
             and (not attacks or attack.name in attacks)
-            and _applies(defense, attack)
+            and applies(defense, attack)
         ]
         with progress.track(jobs, f"{self.card.classifier}: {self.plan.name}") as each:
             for defense, attack in each:
@@ -289,8 +289,8 @@ def _addons(defenses: Sequence[Defense]) -> dict[str, Any]:
     return {"addons": found} if found else {}
 
 
-def _applies(defense: Defense, attack: AttackSettings) -> bool:
-    """The adaptive attacks need a purifier to adapt to, its views, or its gradient."""
+def applies(defense: Defense, attack: AttackSettings) -> bool:
+    """Whether an attack can be run on a defence: adaptive ones need a purifier to adapt to, its views, or its gradient."""
     if attack.mode == "two-view":
         return hasattr(defense.purifier, "view_logits")
     if attack.mode == "end-to-end":

@@ -85,7 +85,7 @@ def addons(classifiers: Sequence[str], heads: Mapping[str, str] = BLIND) -> str:
     return "\n".join(rows)
 
 
-def _evaluations() -> list[Path]:
+def evaluations() -> list[Path]:
     """The results of shipped checkpoints, without the comparisons of settings that were left behind."""
     return sorted(file for file in RESULTS.glob("*.json") if not file.name.startswith("variants-"))
 
@@ -96,7 +96,7 @@ def overall() -> str:
         "| model | classifier | purifier | clean | blind attacks | every attack | 95 % | strongest |",
         "|---" * 8 + "|",
     ]
-    for found in worst_cases(_evaluations()):
+    for found in worst_cases(evaluations()):
         low, high = wilson(found.worst, found.n)
         shares = " | ".join(f"{100 * share:.1f}" for share in (found.clean, found.blind, found.worst))
         names = f"{found.model} | {found.classifier} | `{found.purifier}`"

@@ -111,6 +111,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure accuracy under attack; the same command continues an interrupted evaluation."""
+    from training import checks
     from training import evaluate as evaluation
     from training.loop import threads as limited
 
@@ -123,9 +124,14 @@ def evaluate(
     file = out or Path("runs") / "results" / f"{model}-{classifier}-{chosen.name}.json"
     sources = evaluation.sources_of(catalog, model, chosen)
     with limited(threads):
-        cells = evaluation.Evaluation(defenses, chosen, file, data, sources).run(
-            purifiers=purifier, attacks=attack, oracle=not variants
-        )
+        run = evaluation.Evaluation(defenses, chosen, file, data, sources)
+        cells = run.run(purifiers=purifier, attacks=attack, oracle=not variants)
+        flaws = checks.of_results(cells) + [
+            flaw
+            for defense in defenses
+            if any(cell.purifier == defense.name and cell.attack.mode in evaluation.ADAPTIVE for cell in cells)
+            for flaw in checks.of_defense(defense, run.x, run.y)
+        ]
     if card:
         folder = catalog.folder(model, classifier)
         addons = {defense.name: defense.addon_sha256 for defense in defenses}
@@ -135,6 +141,10 @@ def evaluate(
     else:
         Console().print(_results(cells, f"{model} / {classifier}: {chosen.name}"))
         typer.echo(f"per image: {file}")
+    if flaws:
+        typer.echo("these results can't be believed as they are, docs/checks.md says why:", err=True)
+        typer.echo("\n".join(f"  {flaw}" for flaw in flaws), err=True)
+        raise typer.Exit(1)
 
 
 def _results(cells: "list[Cell]", title: str) -> Table:
