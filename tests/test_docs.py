@@ -11,7 +11,8 @@ import pytest
 from models.catalog import Catalog
 from service.app import create_app
 from service.settings import Settings
-from training.tables import PAGES, RESULTS, rendered
+from training.evaluate import ADAPTIVE
+from training.tables import PAGES, RESULTS, TABLES, rendered
 from unperturb import settings
 
 ROOT = Path(__file__).parents[1]
@@ -22,6 +23,11 @@ def test_tables_are_what_the_results_say(page):
     text = page.read_text()
     assert "<!-- table:" in text
     assert rendered(text) == text, "run: python -m training.tables"
+
+
+def test_every_table_stands_somewhere():
+    found = {name for page in PAGES for name in re.findall(r"<!-- table:([\w-]+) -->", page.read_text())}
+    assert found == set(TABLES)
 
 
 def results_of(card):
@@ -62,7 +68,7 @@ def test_every_offer_was_measured_with_the_settings_and_weights_that_are_served(
 def test_static_results_have_a_thousand_images_and_adaptive_ones_two_hundred():
     for offer in Catalog.open().offers():
         for measured in offer.card.measured:
-            assert measured.n >= (200 if measured.attack in ("two-view", "bpda", "end-to-end") else 1000)
+            assert measured.n >= (200 if measured.attack in ADAPTIVE else 1000)
 
 
 def test_the_settings_page_is_what_the_command_prints():

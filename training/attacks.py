@@ -10,6 +10,7 @@
   point and applies it to the image, as if the purifier were the identity.
 - `end_to_end`: plain ascent through purifier and classifier, where both are one differentiable function (NRP, Pix2Pix). In a
   chain the purifiers that are none count as the identity.
+- `through_the_steps`: the same through every step of a descent (SOAP, AID), with a surrogate for the sign: training/unrolled.py.
 
 An adaptive attack succeeds on an image as soon as *any* iterate that it checks, the image itself among them, is misclassified
 by the whole defence: that one it sends, and leaves the image alone. Budgets are l_inf, in [0, 1] units.
@@ -27,8 +28,10 @@ from torch.nn import functional as F
 from models.catalog import CHUNK, Defense
 from models.purifiers import Purifier
 from models.purifiers.chain import Chain
+from models.purifiers.descending import DescentPurifier
+from training.unrolled import unrolled
 
-Mode = Literal["none", "static", "features", "foolbox", "two-view", "bpda", "end-to-end"]
+Mode = Literal["none", "static", "features", "foolbox", "two-view", "bpda", "end-to-end", "unrolled"]
 BLIND: tuple[Mode, ...] = ("static", "features", "foolbox")  # attacks on a classifier alone
 
 
@@ -335,6 +338,24 @@ def end_to_end(defense: Defense, x: Tensor, y: Tensor, settings: AttackSettings,
 
     def loss(image: Tensor, labels: Tensor, purified: Tensor | None) -> Tensor:
         return F.cross_entropy(defense.logits(gradient_path(defense.purifier, image)), labels, reduction="none")
+
+    return _hunt(defense, x, y, settings, first, loss)
+
+
+def through_the_steps(defense: Defense, x: Tensor, y: Tensor, settings: AttackSettings, first: int = 0) -> Survived:
+    """Ascend the cross entropy of the whole defence through all of its purifier's steps; ask it at every iterate.
+
+    first: see `static`.
+
+    Raises:
+        ValueError: the purifier makes no steps, or random ones.
+    """
+    purifier = defense.purifier
+    if not isinstance(purifier, DescentPurifier):
+        raise ValueError(f"purifier {defense.name!r} makes no steps to unroll")
+
+    def loss(image: Tensor, labels: Tensor, purified: Tensor | None) -> Tensor:
+        return F.cross_entropy(defense.logits(unrolled(purifier, image)), labels, reduction="none")
 
     return _hunt(defense, x, y, settings, first, loss)
 

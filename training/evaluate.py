@@ -30,7 +30,12 @@ PLANS = Path(__file__).parent / "plans"
 
 
 # Attacks on the whole defence, by their mode.
-ADAPTIVE = {"two-view": attacking.two_view, "bpda": attacking.bpda, "end-to-end": attacking.end_to_end}
+ADAPTIVE = {
+    "two-view": attacking.two_view,
+    "bpda": attacking.bpda,
+    "end-to-end": attacking.end_to_end,
+    "unrolled": attacking.through_the_steps,
+}
 
 
 class EvaluationError(Exception):
@@ -293,6 +298,8 @@ def applies(defense: Defense, attack: AttackSettings) -> bool:
     """Whether an attack can be run on a defence: adaptive ones need a purifier to adapt to, its views, or its gradient."""
     if attack.mode == "two-view":
         return hasattr(defense.purifier, "view_logits")
+    if attack.mode == "unrolled":
+        return isinstance(defense.purifier, DescentPurifier) and not defense.info.random
     if attack.mode == "end-to-end":
         return attacking.differentiable(defense.purifier)
     return attack.mode != "bpda" or defense.info.kind != "none"

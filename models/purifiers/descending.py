@@ -47,7 +47,7 @@ class DescentPurifier(Generic[O]):
     ) -> None:
         self._description, self._objective = description, objective
         self.settings, self._calibration = settings, calibration
-        self._skip_below = _threshold(settings, calibration)
+        self.skip_below = _threshold(settings, calibration)
         forwards, backwards = passes(objective, settings)
         self._info = PurifierInfo(
             kind=description.kind,
@@ -66,13 +66,18 @@ class DescentPurifier(Generic[O]):
         return self._info
 
     @property
+    def descended(self) -> O:
+        """The objective itself, for attacks that follow its descent."""
+        return self._objective
+
+    @property
     def chooses(self) -> bool:
         """Whether there is more than one candidate."""
         return self.settings.selection != "fixed"
 
     def purify(self, x: Tensor, seeds: Sequence[int] | None = None, wanted: Wanted | None = None) -> Purified:
         """See `Purifier`; `seeds` matter where `info.random` says so."""
-        return descend(self._objective, x, self.settings, self._skip_below, seeds=seeds, wanted=wanted)
+        return descend(self._objective, x, self.settings, self.skip_below, seeds=seeds, wanted=wanted)
 
     def with_options(self, options: Options) -> Self:
         """See `Purifier`."""
@@ -81,9 +86,7 @@ class DescentPurifier(Generic[O]):
     def purify_with_candidates(self, x: Tensor, seeds: Sequence[int] | None = None) -> tuple[Purified, list[Tensor]]:
         """`purify`, and the logits (N, K) of every candidate that it chose from: every budget, or every iterate."""
         candidates: list[Tensor] = []
-        found = descend(
-            self._objective, x, self.settings, self._skip_below, seeds=seeds, on_candidate=candidates.append
-        )
+        found = descend(self._objective, x, self.settings, self.skip_below, seeds=seeds, on_candidate=candidates.append)
         return found, candidates
 
     def objective(self, x: Tensor, seeds: Sequence[int] | None = None) -> Tensor:
