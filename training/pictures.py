@@ -25,6 +25,7 @@ LABELS = {
     "pgd": "PGD",
     "two-view": "two-view\n(knows it)",
     "bpda": "BPDA\n(knows it)",
+    "unrolled": "unrolled\n(knows it)",
 }
 
 

@@ -17,7 +17,9 @@ from training.outcomes import wilson, withstood, worst_cases
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
 PAGES = (ROOT / "README.md", ROOT / "docs" / "soap.md", ROOT / "docs" / "addons.md")
-COLUMNS = ("none", "fgsm", "pgd", "two-view", "bpda")
+COLUMNS = ("none", "fgsm", "pgd", "two-view", "bpda", "unrolled")
+
+HEADS = "| no attack | FGSM | PGD | two-view | BPDA | unrolled |"
 
 
 def main() -> None:
@@ -42,7 +44,7 @@ def _cells(file: str) -> list[Cell]:
 
 def soap(data: str, classifiers: Sequence[str]) -> str:
     """Tables 1 and 2 of SOAP with the adaptive attacks beside them; the paper's figure in brackets."""
-    rows = ["| classifier | purifier | no attack | FGSM | PGD | two-view | BPDA |", "|---|---|---|---|---|---|---|"]
+    rows = [f"| classifier | purifier {HEADS}", "|---" * 8 + "|"]
     for classifier in classifiers:
         cells = _cells(f"{data}-{classifier}-soap-{data}.json")
         for purifier in dict.fromkeys(cell.purifier for cell in cells):
@@ -64,6 +66,8 @@ BLIND = {"none": "no attack", "fgsm": "FGSM", "pgd": "PGD", "pgd-100": "PGD-100"
 BLIND |= {"cw": "C&W", "features": "features"}
 
 
+AWARE = ("bpda", "unrolled", "end-to-end")
+
 # AID's Tables 3 and 10.
 AID = {"none": "clean", "pgd": "PGD", "cw": "C&W", "deepfool": "DF", "mim": "MIM"}
 
@@ -71,15 +75,15 @@ AID = {"none": "clean", "pgd": "PGD", "cw": "C&W", "deepfool": "DF", "mim": "MIM
 def addons(classifiers: Sequence[str], heads: Mapping[str, str] = BLIND) -> str:
     """Purifiers beside a frozen classifier: attacks that are blind to them, their worst case image by image, and others."""
     rows = [
-        f"| classifier | purifier | {' | '.join(heads.values())} | worst of these | BPDA | end to end |",
-        "|---" * (len(heads) + 5) + "|",
+        f"| classifier | purifier | {' | '.join(heads.values())} | worst of these | BPDA | unrolled | end to end |",
+        "|---" * (len(heads) + 6) + "|",
     ]
     for classifier in classifiers:
         cells = [cell for cell in _cells(f"cifar10-{classifier}-addons-cifar10.json") if not cell.oracle]
         for purifier in dict.fromkeys(cell.purifier for cell in cells):
             mine = {cell.attack.name: cell for cell in cells if cell.purifier == purifier}
             shown = [_beside(mine[name]) for name in heads]
-            adaptive = " | ".join(_beside(mine[name]) if name in mine else "" for name in ("bpda", "end-to-end"))
+            adaptive = " | ".join(_beside(mine[name]) if name in mine else "" for name in AWARE)
             worst = f"{100 * withstood([mine[name] for name in heads]):.1f}"
             rows.append(f"| {classifier} | `{purifier}` | {' | '.join(shown)} | {worst} | {adaptive} |")
     return "\n".join(rows)
@@ -211,7 +215,7 @@ def purifiers() -> str:
 
 def detector(data: str, classifiers: Sequence[str]) -> str:
     """Share of images whose incoming objective is above the 95th percentile of clean training images."""
-    rows = ["| classifier | purifier | no attack | FGSM | PGD | two-view | BPDA |", "|---|---|---|---|---|---|---|"]
+    rows = [f"| classifier | purifier {HEADS}", "|---" * 8 + "|"]
     for classifier in classifiers:
         cells = _cells(f"{data}-{classifier}-soap-{data}.json")
         for purifier in dict.fromkeys(cell.purifier for cell in cells if cell.flagged is not None):

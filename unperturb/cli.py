@@ -70,7 +70,7 @@ def models(zoo: Zoo = None, as_json: Json = False) -> None:
 def _row(catalog: Catalog, offer: Offer) -> dict[str, Any]:
     info = catalog.load(offer).info
     measured = {m.attack: m.accuracy for m in offer.measured()}
-    adaptive = [measured[name] for name in ("two-view", "bpda", "end-to-end") if name in measured]
+    adaptive = [measured[name] for name in ("two-view", "bpda", "unrolled", "end-to-end") if name in measured]
     return {
         "model": offer.model,
         "purifier": offer.purifier,

@@ -37,7 +37,7 @@ def test_http_and_the_command_line_agree(shipped: httpx.Client, model: str, puri
     reply = shipped.post("/classify", params={**choice, "seed": 3, "top_k": 1}, content=file.read_bytes()).json()
     options = [word for name, value in choice.items() for word in (f"--{name}", value)]
     result = CliRunner().invoke(cli.app, ["classify", str(file), *options, "--seed", "3", "--json"])
-    (found,) = json.loads(result.output)
+    (found,) = json.loads(result.stdout)
     served, offline = reply["predictions"][0], found["predictions"][0]
     assert served["label"] == offline["label"]
     assert served["probability"] == pytest.approx(offline["probability"], abs=1e-3)

@@ -1,0 +1,87 @@
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from models.classifiers import build_classifier, frozen
+from models.purifiers import Material, build_purifier
+from models.purifiers.descending import DescentPurifier, Description
+from models.purifiers.descent import DescentSettings, Evaluation
+from tests.training.test_checks import X, Y, defense
+from training.attacks import AttackSettings, bpda, through_the_steps
+from training.unrolled import unrolled
+
+
+class Towards:
+    """Descends the distance of each pixel from a target."""
+
+    views = gradient_views = 1
+    logit_views = 0
+    batch_invariant = True
+
+    def __init__(self, target=0.5, logits=None):
+        self.target, self.logits = target, logits or (lambda x: x.flatten(1)[:, :2])
+
+    def __call__(self, x):
+        return Evaluation((x - self.target).square().flatten(1).sum(1), lambda: self.logits(x))
+
+
+def purifier(objective=None, skip_below=None, **settings):
+    fields = {"selection": "fixed", "budgets": [0.3], "step_size": 0.05, "steps": 3} | settings
+    made = DescentPurifier(Description("toy", "", ""), objective or Towards(), DescentSettings(**fields), ())
+    made.skip_below = skip_below
+    return made
+
+
+def image(*values):
+    return torch.tensor(values).view(len(values), 1, 1, 1).repeat(1, 1, 1, 2).requires_grad_()
+
+
+@pytest.mark.parametrize("selection", ["fixed", "best-iterate"])
+def test_its_value_is_what_the_purifier_gives(selection):
+    x = image(0.1, 0.47, 0.9)
+    made = purifier(selection=selection)
+    assert torch.allclose(unrolled(made, x), made.purify(x.detach()).image, atol=1e-6)
+    network = frozen(build_classifier("resnet18-thin"))
+    settings = {"selection": selection, "budgets": [8 / 255], "step_size": 4 / 255, "steps": 2}
+    made, x = build_purifier("soap-lc", Material(network, settings, ())), torch.rand(4, 3, 32, 32).requires_grad_()
+    apart = (unrolled(made, x) - made.purify(x.detach()).image).abs()
+    assert float((apart < 1e-6).float().mean()) > 0.99  # a sign may flip where a gradient is about 0
+
+
+def test_the_gradient_goes_through_the_step_by_hand():
+    x = image(0.2)
+    (gradient,) = torch.autograd.grad(unrolled(purifier(steps=1), x).sum(), x)
+    slope = 2 * (1 - math.tanh(1) ** 2) / abs(2 * (0.2 - 0.5))  # of tanh(g / |g|) with g = 2 (x - 0.5)
+    assert gradient.flatten().tolist() == pytest.approx([1 - 0.05 * slope] * 2, rel=1e-4)
+
+
+def test_what_is_left_alone_keeps_its_own_gradient():
+    x = image(0.2, 0.49)
+    found = unrolled(purifier(skip_below=0.01), x)
+    (gradient,) = torch.autograd.grad(found.sum(), x)
+    assert torch.equal(found[1], x[1])
+    assert torch.equal(gradient[1], torch.ones_like(gradient[1]))
+    assert not torch.equal(gradient[0], torch.ones_like(gradient[0]))
+
+
+def test_random_numbers_can_not_be_unrolled():
+    with pytest.raises(ValueError, match="draws random numbers"):
+        unrolled(purifier(random_start=0.1), image(0.2))
+
+
+def test_an_attack_through_the_steps_fools_what_steps_protect():
+    """The purifier undoes a tenth; an attacker who sees that goes as far as he may."""
+    plain = defense()
+    made = purifier(Towards(0.9, plain.logits), budgets=[0.1], step_size=0.1, steps=1)
+    protected = replace(plain, name="toy", purifier=made)
+    settings = AttackSettings(name="u", mode="unrolled", epsilon=0.3, step_size=0.05, steps=10)
+    found = through_the_steps(protected, X, Y, settings)
+    assert float(found.right[Y == 1].float().mean()) <= float(
+        bpda(protected, X, Y, settings).right[Y == 1].float().mean()
+    )
+    assert not found.right[(Y == 1) & (X.flatten(1).mean(1) < 0.6)].any()
+    assert (found.image - X).abs().max() <= 0.3 + 1e-6
+    with pytest.raises(ValueError, match="makes no steps to unroll"):
+        through_the_steps(plain, X, Y, settings)
