@@ -16,7 +16,7 @@ from training.outcomes import wilson, withstood, worst_cases
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
-PAGES = (ROOT / "README.md", ROOT / "docs" / "soap.md", ROOT / "docs" / "addons.md")
+PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("soap", "addons", "robustness")))
 COLUMNS = ("none", "fgsm", "pgd", "two-view", "bpda", "unrolled")
 
 HEADS = "| no attack | FGSM | PGD | two-view | BPDA | unrolled |"
@@ -94,13 +94,16 @@ def evaluations() -> list[Path]:
     return sorted(file for file in RESULTS.glob("*.json") if not file.name.startswith("variants-"))
 
 
-def overall() -> str:
-    """Every defence by what no attack of any mode took from it, image by image."""
+def overall(short: bool = False) -> str:
+    """Every defence by what no attack of any mode took from it, image by image; in short without VGGs, chains and twins."""
     rows = [
         "| model | classifier | purifier | clean | blind attacks | every attack | 95 % | strongest |",
         "|---" * 8 + "|",
     ]
     for found in worst_cases(evaluations()):
+        twin = "+" in found.purifier or found.purifier.endswith(("-paper", "-dynamic"))
+        if short and (twin or found.classifier.startswith("vgg")):
+            continue
         low, high = wilson(found.worst, found.n)
         shares = " | ".join(f"{100 * share:.1f}" for share in (found.clean, found.blind, found.worst))
         names = f"{found.model} | {found.classifier} | `{found.purifier}`"
@@ -157,7 +160,8 @@ def pix2pix_recovery() -> str:
 def pix2pix_gradients() -> str:
     """Pix2Pix, Tables 2 and 4: FGSM and PGD made on VGG-19, and what the purifiers leave to who knows them."""
     attacks = {f"{kind}-vgg19-{eps}": f"{kind.upper()} {eps}" for kind in ("fgsm", "pgd") for eps in (8, 16)}
-    attacks = {"none": "clean", **attacks, "bpda": "BPDA 8", "end-to-end": "end to end 8"}
+    distorted = {f"features-vgg19-2-{eps}": f"features {eps}" for eps in (8, 16)}
+    attacks = {"none": "clean", **distorted, **attacks, "bpda": "BPDA 8", "end-to-end": "end to end 8"}
     rows = [f"| classifier | purifier | {' | '.join(attacks.values())} |", "|---" * (len(attacks) + 2) + "|"]
     for victim in (*VICTIMS, "resnet18-at"):
         found = _pix2pix(victim)
@@ -266,6 +270,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "mnist": lambda: soap("mnist", MNIST),
     "addons": lambda: addons(("resnet18-natural", "resnet18-at")),
     "overall": overall,
+    "overall-short": lambda: overall(short=True),
     "aid": lambda: addons(("resnet18-natural", "resnet18-at"), AID),
     "reverse": reverse,
     "pix2pix-features": pix2pix_features,
