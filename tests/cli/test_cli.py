@@ -116,6 +116,18 @@ def test_an_add_on_is_trained_beside_a_shipped_classifier_and_measured_as_the_co
     assert 0 < json.loads(found.output)[0]["objective_before"] < 1
 
 
+def test_an_evaluation_that_can_not_be_believed_fails_and_keeps_its_results(monkeypatch, tmp_path):
+    from training.checks import Flaw
+
+    monkeypatch.setattr("training.checks.of_results", lambda cells: [Flaw("unbounded", "none", "as seen")])
+    options = ("--model", "mnist", "--data", DATA, "--n", 8, "--attack", "none", "--out", tmp_path / "r.json", "--json")
+    result = run("evaluate", "fcn-soap-dr", *options)
+    assert result.exit_code == 1
+    assert "none: unbounded: as seen" in result.stderr
+    assert json.loads(result.stdout)
+    assert (tmp_path / "r.json").exists()
+
+
 def test_an_add_on_has_no_checkpoint_to_begin_with(monkeypatch, capsys, tmp_path):
     code, message = failing(monkeypatch, capsys, "train", "aid-resnet18", "--from", tmp_path, "--data", DATA)
     assert (code, message.strip()) == (
