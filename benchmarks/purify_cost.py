@@ -152,7 +152,9 @@ def _subject(kind: str, model: str, architecture: str, arguments: dict[str, Any]
     """The shipped checkpoint that offers `kind`, else seeded random weights."""
     for path in sorted(ZOO.glob(f"*/{CARD}")):
         card = read_card(path.parent)
-        if card.architecture == architecture and any(entry.kind == kind for entry in card.purifiers.values()):
+        if not isinstance(card, Card) or card.architecture != architecture:
+            continue
+        if any(entry.kind == kind for entry in card.purifiers.values()):
             network, weights = Checkpoint.open(path.parent).classifier(), f"models/zoo/{path.parent.name}"
             break
     else:
