@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from training.attacks import BLIND
-from training.evaluate import Cell
+from training.evaluate import ADAPTIVE, Cell
 
 # Of the l_inf ball that the papers' tables have: attacks with more are other tables' subject.
 BUDGETS = {"cifar10": 8 / 255, "mnist": 0.3}
@@ -70,7 +70,7 @@ def _attacked(classifier: str, purifier: str, cells: Sequence[Cell]) -> bool:
     if purifier == "none":
         own = [cell.attack for cell in cells if cell.attack.source in (None, classifier)]
         return any(attack.mode in BLIND and attack.mode != "features" for attack in own)
-    return any(cell.attack.mode not in ("none", *BLIND) for cell in cells)
+    return any(cell.attack.mode in ADAPTIVE for cell in cells)
 
 
 def _worst(model: str, classifier: str, purifier: str, cells: Sequence[Cell]) -> Worst:

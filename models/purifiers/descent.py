@@ -210,17 +210,17 @@ def descend(
     own = one_each(x, seeds) if random else []
     before, gradient = _forward(at_step(objective, 0, own), x)
     skip = before.loss.detach() <= (skip_below if skip_below is not None else -torch.inf)
-    best, done = _Best(x, before, on_candidate), counted(x, settings.steps)
+    best, early = _Best(x, before, on_candidate), dict[int, int]()
     budgets = settings.descended()
     if settings.zero_in_grid or settings.selection == "best-iterate" or not budgets:
         best.offer(torch.arange(len(x), device=x.device), x, before, 0.0)
     if budgets and (on_candidate or not bool(skip.all())):
-        walk = _Walk(objective, x, settings, gradient, best, own, done)
+        walk = _Walk(objective, x, settings, gradient, best, own, early)
         # The skipped ones can leave early where that can't change the others' bits.
         if objective.batch_invariant and x.device.type == "cpu" and not on_candidate:
             walk.keep(~skip)
         walk.run(wanted)
-    return _result(objective, x, settings, before, skip, best, done)
+    return _result(objective, x, settings, before, skip, best, early)
 
 
 def _forward(evaluate: Callable[[Tensor], Evaluation], x: Tensor) -> tuple[Evaluation, "_Gradient"]:
@@ -246,7 +246,7 @@ class _Gradient:
 class _Walk:
     """The descent of those images of a batch that still take part: `rows` are their places in it.
 
-    done: (N,), how many steps each image of the batch made; written where one stops early.
+    early: how many steps an image made that stopped before the others, by its place in the batch; filled here.
     """
 
     def __init__(
@@ -257,10 +257,10 @@ class _Walk:
         gradient: _Gradient,
         best: _Best,
         seeds: list[int],
-        done: Tensor,
+        early: dict[int, int],
     ) -> None:
         self.objective, self.x, self.settings, self.best, self.seeds = objective, x, settings, best, seeds
-        self.done = done
+        self.early = early
         self.rows = torch.arange(len(x), device=x.device)
         start = _Path(settings.descended(), torch.zeros_like(x))
         self.paths = [start]
@@ -301,7 +301,7 @@ class _Walk:
         """Go on with those who wait, (M,) of `Wish`; those in a hurry get what t steps have reached, if there was one."""
         hurries = (wishes == Wish.HURRIES) & (t > 0)
         if bool(hurries.any()):
-            self.done[self.rows[hurries]] = t
+            self.early |= dict.fromkeys(self.rows[hurries].tolist(), t)
             if self.settings.selection != "best-iterate":  # which has offered it already
                 self._offer(t, hurries)
         self.keep((wishes != Wish.LEFT) & ~hurries)
@@ -309,29 +309,37 @@ class _Walk:
     def _evaluate(self, t: int) -> None:
         """Losses at the iterates after t steps, and their gradients unless these are the last; offers what is a candidate."""
         parts, last = len(self.paths), t == self.settings.steps
-        images = torch.cat([self.x + path.delta for path in self.paths])
+        self.images = torch.cat([self.x + path.delta for path in self.paths])
         evaluate = at_step(self.objective, t, self.seeds * parts)
         if last:
             with torch.no_grad():
-                self.evaluation = evaluate(images)
+                self.evaluation = evaluate(self.images)
         else:
-            self.evaluation, gradient = _forward(evaluate, images)
+            self.evaluation, gradient = _forward(evaluate, self.images)
             self.gradients = gradient().chunk(parts)
         if last or self.settings.selection == "best-iterate":
             self._offer(t)
 
     def _offer(self, t: int, mask: Tensor | slice = slice(None)) -> None:
         """The iterates after t steps, just evaluated, as candidates for the images under `mask` (M,)."""
-        for path, found in zip(self.paths, self.evaluation.chunk(len(self.paths)), strict=True):
+        parts = len(self.paths)
+        for path, image, found in zip(self.paths, self.images.chunk(parts), self.evaluation.chunk(parts), strict=True):
             epsilon = min(path.budgets[0], self.settings.reach(t))
-            self.best.offer(self.rows[mask], (self.x + path.delta)[mask], found.rows(mask), epsilon)
+            self.best.offer(self.rows[mask], image[mask], found.rows(mask), epsilon)
 
 
 def _result(
-    objective: Cost, x: Tensor, settings: DescentSettings, before: Evaluation, skip: Tensor, best: _Best, done: Tensor
+    objective: Cost,
+    x: Tensor,
+    settings: DescentSettings,
+    before: Evaluation,
+    skip: Tensor,
+    best: _Best,
+    early: dict[int, int],
 ) -> Purified:
-    costs = {steps: passes(objective, settings, steps) for steps in set(done.tolist())}
-    forwards, backwards = (torch.tensor([costs[t][i] for t in done.tolist()], device=x.device) for i in (0, 1))
+    forwards, backwards = (counted(x, each) for each in passes(objective, settings))
+    for row, steps in early.items():
+        forwards[row], backwards[row] = passes(objective, settings, steps)
     loss, logits = before.loss.detach(), best.logits
     if logits is None:
         logits = before.logits.detach()

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from models.catalog import Catalog, build_defense
-from models.checkpoint import Card
+from models.catalog import Catalog
 from models.classifiers import Classifier
 from models.purifiers import Purified
+from tests.training.test_attacks import defense as toy
+from tests.training.test_attacks import linear
 from training import checks
 from training.attacks import AttackSettings, bpda, end_to_end
 from training.data import load_data
@@ -20,26 +21,9 @@ from training.tables import evaluations
 DATA = Path(__file__).parents[1] / "data"
 
 
-def classifier(head=None):
-    """Class 1 where the mean is above a half."""
-    linear = nn.Linear(4, 2)
-    linear.weight.data, linear.bias.data = torch.tensor([[0.0] * 4, [5.0] * 4]), torch.tensor([0.0, -10.0])
-    return Classifier(nn.Flatten(), head or linear, mean=[0.0], std=[1.0]).eval().requires_grad_(False)
-
-
 def defense(network=None):
-    card = Card(
-        model="toy",
-        classifier="linear",
-        architecture="none",
-        arguments={},
-        labels=("low", "high"),
-        input={"channels": 1, "height": 2, "width": 2},
-        purifiers={"none": {"kind": "none"}},
-        training={},
-        weights_sha256="0" * 64,
-    )
-    return build_defense("none", card, network or classifier())
+    """Class 1 where the mean is above a half."""
+    return toy(network or linear(5.0))
 
 
 class Levels:
@@ -91,7 +75,8 @@ def test_the_negative_control_is_caught_and_its_worst_case_is_about_nothing():
 
 
 def test_a_softmax_is_no_logit():
-    network = classifier(nn.Sequential(classifier().classifier_head, nn.Softmax(1)))
+    head = nn.Sequential(linear(5.0).classifier_head, nn.Softmax(1))
+    network = Classifier(nn.Flatten(), head, mean=[0.0], std=[1.0]).eval()
     assert "probabilities" in codes(checks.of_defense(defense(network), X, Y))
 
 
