@@ -14,13 +14,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.catalog import Defense
-from training.attacks import BLIND, AttackSettings, draws, gradient_path
-from training.evaluate import ADAPTIVE, Cell, applies
+from training.attacks import BLIND, AttackSettings, Mode, knowing
+from training.attacks.aware import gradient_path, lacks
+from training.evaluate import Cell
 from training.outcomes import withstood
 
 PROBED = 32  # images
+# Cheap ones first: those that follow look at what is left.
+MODES: tuple[Mode, ...] = ("two-view", "bpda", "end-to-end", "trajectory", "unrolled")
 CHANCE = 0.25  # of ten classes, with room for what 32 images leave to luck
 SIGMAS = 3.0
+MORE_BY_SQUARE = 0.02
 
 
 @dataclass(frozen=True)
@@ -37,18 +41,17 @@ class Flaw:
 
 def of_results(cells: Sequence[Cell]) -> list[Flaw]:
     """Flaws that the accuracies of one classifier show."""
-    found = []
+    found: list[Flaw] = []
     for purifier in dict.fromkeys(cell.purifier for cell in cells):
         mine = [cell for cell in cells if cell.purifier == purifier and not cell.oracle]
-        found += [*_rises(purifier, mine), *_weaker_than_blind(purifier, mine)]
+        for check in (_rises, _weaker_than_blind, _square_beats_gradients, _without_eot, _flagged_by_autoattack):
+            found += check(purifier, mine)
     return found
 
 
 def _rises(purifier: str, cells: Sequence[Cell]) -> Iterable[Flaw]:
     """Of two attacks that differ in nothing but in that one may do more, that one must not leave more images right."""
-    attacked = [
-        cell for cell in cells if cell.attack.steps > 1 and (purifier == "none" or cell.attack.mode in ADAPTIVE)
-    ]
+    attacked = [cell for cell in cells if cell.attack.steps > 1 and (purifier == "none" or cell.attack.aware)]
     for less, more in permutations(attacked, 2):
         if _does_more(less.attack, more.attack) and _significantly_better(more, less):
             told = f"{more.attack.text()} leaves {more.accuracy:.1%} right, {less.attack.text()} {less.accuracy:.1%}"
@@ -57,7 +60,7 @@ def _rises(purifier: str, cells: Sequence[Cell]) -> Iterable[Flaw]:
 
 def _does_more(less: AttackSettings, more: AttackSettings) -> bool:
     effort = ("epsilon", "step_size", "steps", "restarts")
-    alike = {"name": "", **dict.fromkeys(effort, 0)}
+    alike = {"name": "", "images": None, **dict.fromkeys(effort, 0)}
     mine, other = (attack.model_dump() | alike for attack in (less, more))
     mine["random_start"] = other["random_start"]  # a start of its own is only another attack with restarts
     larger = more.epsilon > less.epsilon and more.steps >= less.steps
@@ -74,12 +77,12 @@ def _significantly_better(one: Cell, other: Cell) -> bool:
 
 def _weaker_than_blind(purifier: str, cells: Sequence[Cell]) -> Iterable[Flaw]:
     """Who knows the defence must not do worse than who doesn't."""
-    aware = [cell for cell in cells if cell.attack.mode in ADAPTIVE]
+    aware = [cell for cell in cells if cell.attack.aware and cell.attack.norm == "linf"]
     if not aware:
         return
     n, epsilon = min(cell.n for cell in aware), max(cell.attack.epsilon for cell in aware)
-    blind = [cell for cell in cells if cell.attack.mode in BLIND and _is_within(cell.attack, epsilon)]
-    left = withstood(cell.model_copy(update={"outcomes": cell.outcomes[:n]}) for cell in aware)
+    blind = [cell for cell in cells if cell.attack.mode in BLIND and cell.attack.stays_within(epsilon)]
+    left = withstood(_first(cell, n) for cell in aware)
     for cell in blind:
         accuracy = cell.outcomes[:n].count("1") / n
         if left - accuracy > SIGMAS * math.sqrt(2 * max(left * (1 - left), 1 / n) / n):
@@ -87,9 +90,50 @@ def _weaker_than_blind(purifier: str, cells: Sequence[Cell]) -> Iterable[Flaw]:
             yield Flaw("weaker-than-blind", purifier, told)
 
 
-def _is_within(attack: AttackSettings, epsilon: float) -> bool:
-    """In the same l_inf ball."""
-    return attack.epsilon <= epsilon and not (attack.attack or "").startswith("L2")
+def _square_beats_gradients(purifier: str, cells: Sequence[Cell]) -> Iterable[Flaw]:
+    """Random search must not find what no gradient led to."""
+    climbed = [cell for cell in cells if cell.attack.by_gradient and (purifier == "none" or cell.attack.aware)]
+    for square in (cell for cell in cells if _is_square(cell.attack)):
+        rivals = [
+            cell for cell in climbed if cell.attack.stays_within(square.attack.epsilon) and not _is_square(cell.attack)
+        ]
+        if not rivals or square.attack.norm != "linf":
+            continue
+        n = min(cell.n for cell in (square, *rivals))
+        left = withstood(_first(cell, n) for cell in rivals)
+        both = withstood(_first(cell, n) for cell in (square, *rivals))
+        if left - both > MORE_BY_SQUARE:
+            told = f"gradients leave {left:.1%} right, of which Square takes another {left - both:.1%}"
+            yield Flaw("square-beats-gradients", purifier, told)
+
+
+def _is_square(attack: AttackSettings) -> bool:
+    return attack.mode == "square" or attack.attack == "square"
+
+
+def _first(cell: Cell, n: int) -> Cell:
+    return cell.model_copy(update={"outcomes": cell.outcomes[:n]})
+
+
+def _without_eot(purifier: str, cells: Sequence[Cell]) -> Iterable[Flaw]:
+    """What is random must have been attacked in the mean of its draws."""
+    climbed = [cell for cell in cells if cell.redrawn and cell.attack.aware and cell.attack.by_gradient]
+    if climbed and all(cell.attack.eot == 1 for cell in climbed):
+        told = "its answers are random, and no gradient was the mean of several draws (eot)"
+        yield Flaw("randomness-without-eot", purifier, told)
+
+
+def _flagged_by_autoattack(purifier: str, cells: Sequence[Cell]) -> Iterable[Flaw]:
+    """AutoAttack's own warnings, but for those that other attacks of the same evaluation answer."""
+    climbed = [
+        cell.attack
+        for cell in cells
+        if cell.attack.aware and cell.attack.by_gradient and cell.attack.mode != "autoattack"
+    ]
+    answered = {"dynamic defense": bool(climbed), "randomized defense": any(attack.eot > 1 for attack in climbed)}
+    for flag in dict.fromkeys(flag for cell in cells for flag in cell.flags):
+        if not any(words in flag and done for words, done in answered.items()):
+            yield Flaw("autoattack-flag", purifier, flag)
 
 
 def of_defense(defense: Defense, x: Tensor, y: Tensor) -> list[Flaw]:
@@ -118,16 +162,16 @@ def _zero_gradient(defense: Defense, x: Tensor, y: Tensor) -> Iterable[Flaw]:
 
 def _modes(defense: Defense, **settings: float) -> list[AttackSettings]:
     """The attacks of this defence, with these settings; on a bare classifier that is BPDA, which is PGD there."""
-    attacks = [AttackSettings.model_validate({"name": mode, "mode": mode, **settings}) for mode in ADAPTIVE]
-    return [attack for attack in attacks if attack.mode == "bpda" or applies(defense, attack)]
+    attacks = [AttackSettings.model_validate({"name": mode, "mode": mode, **settings}) for mode in MODES]
+    return [attack for attack in attacks if lacks(defense, attack) is None]
 
 
 def _zero_budget(defense: Defense, x: Tensor, y: Tensor) -> Iterable[Flaw]:
+    if defense.info.random:  # every look draws anew
+        return
+    clean = defense.purify(x).logits.argmax(1) == y
     for attack in _modes(defense, epsilon=0.0, step_size=1 / 255, steps=1):
-        if defense.info.random:  # every look draws anew
-            continue
-        clean = defense.purify(x, draws(defense, attack, 0, len(x))).logits.argmax(1) == y
-        right = ADAPTIVE[attack.mode](defense, x, y, attack, 0).right
+        right = knowing(defense, x, y, attack).right
         if not torch.equal(right, clean):
             shares = [f"{float(each.float().mean()):.1%}" for each in (right, clean)]
             told = f"{attack.mode} with a budget of 0 leaves {shares[0]} right, no attack {shares[1]}"
@@ -135,9 +179,11 @@ def _zero_budget(defense: Defense, x: Tensor, y: Tensor) -> Iterable[Flaw]:
 
 
 def _unbounded(defense: Defense, x: Tensor, y: Tensor) -> Iterable[Flaw]:
-    right = torch.ones(len(x), dtype=torch.bool, device=x.device)
+    left = torch.arange(len(x))
     for attack in _modes(defense, epsilon=1.0, step_size=0.05, steps=40):
-        right &= ADAPTIVE[attack.mode](defense, x, y, attack, 0).right
-    share = float(right.float().mean())
+        left = left[knowing(defense, x[left], y[left], attack).right.cpu()]
+        if not len(left):
+            return
+    share = len(left) / len(x)
     if share > CHANCE:
         yield Flaw("unbounded", defense.name, f"an attacker who may do anything to an image leaves {share:.0%} right")

@@ -1,7 +1,7 @@
-"""Accuracy of one checkpoint's purifiers under a plan of attacks: one JSON, from which cards and tables are made.
+"""Accuracy of one checkpoint's purifiers under a plan of attacks: one JSON, from which cards, tables and plots are made.
 
-What is attacked is the `Defense` that the service serves. Static attacks see the bare classifier, as in the paper; the
-adaptive ones see the whole defence. The file is rewritten after every cell, so an interrupted run goes on where it stopped.
+What is attacked is the `Defense` that the service serves. Blind attacks see the bare classifier, as in the papers; the
+others know the whole defence. The file is rewritten after every cell, so an interrupted run goes on where it stopped.
 """
 
 import json
@@ -10,6 +10,7 @@ import platform
 import time
 import tomllib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,44 +20,43 @@ from torch import Tensor
 
 from models.catalog import CHUNK, Catalog, Defense, build_defense
 from models.checkpoint import Card, CheckpointError, Measurement, PurifierEntry
+from models.purifiers.chain import Chain
 from models.purifiers.descending import DescentPurifier
-from training import attacks as attacking
 from training import paper
-from training.attacks import AttackSettings
-from training.data import load_data
+from training.attacks import AttackSettings, applies, knowing
+from training.attacks.asking import draws
+from training.attacks.blind import distort, in_chunks, static
+from training.attacks.library import autoattack, foolbox_attack
+from training.counting import Passes, counted
+from training.data import load_data, to_float
+from training.plan import EvaluationError, Plan
 from training.progress import Progress
 
-PLANS = Path(__file__).parent / "plans"
+# Test images that a `substitute`'s attacker owns, none of those that are evaluated (SOAP, Sec. 4.2).
+OWNED = 150
 
 
-# Attacks on the whole defence, by their mode.
-ADAPTIVE = {
-    "two-view": attacking.two_view,
-    "bpda": attacking.bpda,
-    "end-to-end": attacking.end_to_end,
-    "unrolled": attacking.through_the_steps,
-}
+class Redrawn(BaseModel):
+    """What was sent to a random defence, tried again with fresh seeds: shares of right answers.
 
-
-class EvaluationError(Exception):
-    """An evaluation can't run; the message says why and what to do."""
-
-
-class Plan(BaseModel):
-    """Which attacks, on which test images."""
+    mean: over all draws. worst: right at every draw. majority: by the most frequent label of so many draws.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str
-    data: str
-    first: int = Field(default=0, ge=0, description="index of the first test image")
-    n: int = Field(ge=1, description="images for static attacks, from `first` on")
-    adaptive_n: int = Field(ge=1, description="images for adaptive attacks")
-    attacks: tuple[AttackSettings, ...]
+    draws: int
+    mean: float
+    worst: float
+    majority: dict[int, float]
 
 
 class Cell(BaseModel):
-    """One accuracy, with the outcome of each image ('1': right) in test set order."""
+    """One accuracy, with the outcome of each image ('1': right) in test set order.
+
+    forward, backward: passes an image through the networks, the attack's and the defence's. objectives: the purifier's own
+    loss on each incoming image, in test set order. seconds: of attack and defence. What is made once for several purifiers
+    counts with the first.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -71,23 +71,11 @@ class Cell(BaseModel):
     )
     seconds: float
     outcomes: str
-
-
-def load_plan(name: str, overrides: dict[str, Any] | None = None) -> Plan:
-    """A shipped plan by name, or any TOML file by path.
-
-    Raises:
-        EvaluationError: there is no such plan, or a field is wrong.
-    """
-    path = Path(name) if name.endswith(".toml") else PLANS / f"{name}.toml"
-    try:
-        fields = tomllib.loads(path.read_text(encoding="utf-8"))
-        return Plan.model_validate({"name": path.stem, **fields, **(overrides or {})})
-    except FileNotFoundError as error:
-        known = ", ".join(sorted(plan.stem for plan in PLANS.glob("*.toml")))
-        raise EvaluationError(f"no plan {name!r}; shipped: {known}; or give the path of a .toml file") from error
-    except (tomllib.TOMLDecodeError, ValidationError) as error:
-        raise EvaluationError(f"{path}: {error}") from error
+    forward: float | None = None
+    backward: float | None = None
+    objectives: str | None = None
+    redrawn: Redrawn | None = None
+    flags: tuple[str, ...] = Field(default=(), description="what a library's attack had to say against its result")
 
 
 def defenses_of(catalog: Catalog, model: str, classifier: str, chains: Sequence[str] = ()) -> list[Defense]:
@@ -105,14 +93,32 @@ def defenses_of(catalog: Catalog, model: str, classifier: str, chains: Sequence[
     return [*found, *(catalog.defense(model, chain, classifier) for chain in chains)]
 
 
-def sources_of(catalog: Catalog, model: str, plan: Plan) -> dict[str, Defense]:
-    """The classifiers on which a plan's attacks make their images, by name.
+def trained_on(card: Card) -> str:
+    """The data set of a checkpoint: its recipe's, or for a card that doesn't tell the model's name."""
+    recipe = card.training.get("recipe", {})
+    return str(recipe.get("data", card.model))
 
-    Raises:
-        UnknownName: one isn't in the zoo.
+
+@dataclass(frozen=True)
+class Fitted:
+    """A plan as far as a zoo allows it.
+
+    sources: the classifiers that its attacks make their images on, by name. missing: those that the zoo hasn't got; the plan
+    goes without what is made on them.
     """
-    names = dict.fromkeys(attack.source for attack in plan.attacks if attack.source)
-    return {name: catalog.defense(model, "none", name) for name in names}
+
+    plan: Plan
+    sources: dict[str, Defense]
+    missing: tuple[str, ...]
+
+
+def fitted(catalog: Catalog, model: str, plan: Plan) -> Fitted:
+    """The plan without what this zoo has no classifier for."""
+    named = dict.fromkeys(attack.source for attack in plan.attacks if attack.source)
+    have = {offer.classifier for offer in catalog.offers() if offer.model == model}
+    sources = {name: catalog.defense(model, "none", name) for name in named if name in have}
+    kept = tuple(attack for attack in plan.attacks if attack.source is None or attack.source in sources)
+    return Fitted(plan.model_copy(update={"attacks": kept}), sources, tuple(name for name in named if name not in have))
 
 
 def variants_of(defense: Defense, path: Path) -> list[Defense]:
@@ -150,10 +156,15 @@ class Evaluation:
                 f"data set {plan.data!r} has {len(test)} test images; the plan asks for {plan.first} to {plan.first + count}"
             )
         device = defenses[0].device
+        # A substitute's attacker owns images of all kinds, so not neighbours: some sets come writer by writer.
+        rest = len(test) - plan.first - count
+        owned = min(OWNED, rest)
+        spread = plan.first + count + torch.arange(owned) * rest // max(owned, 1)
+        self._owned = to_float(test.images[spread]).to(device)
         self.x = test.floats(plan.first, plan.first + count).contiguous(memory_format=torch.channels_last).to(device)
         self.y = test.labels[plan.first : plan.first + count].to(device)
         self.cells: list[Cell] = []
-        self._adversarial: dict[str, Tensor] = {}
+        self._adversarial: dict[str, tuple[Tensor, tuple[str, ...]]] = {}
 
     def run(
         self,
@@ -180,58 +191,104 @@ class Evaluation:
         return self.cells
 
     def _fill(self, defense: Defense, attack: AttackSettings, progress: Progress, oracle: bool) -> None:
-        adaptive = attack.mode in ADAPTIVE
-        n = self.plan.adaptive_n if adaptive else self.plan.n
-        if any(cell.purifier == defense.name and cell.attack == attack and cell.n == n for cell in self.cells):
+        n = self.images(attack)
+        if any((cell.purifier, cell.attack, cell.n) == (defense.name, attack, n) for cell in self.cells):
             return
-        started = time.perf_counter()
-        x, y, seeds = self.x[:n], self.y[:n], attacking.draws(defense, attack, self.plan.first, n)
-        if adaptive:
-            found = ADAPTIVE[attack.mode](defense, x, y, attack, self.plan.first)
-            right, incoming, any_right = found.right, found.image, None
-        else:
-            incoming = self._attacked(defense, attack)
-            right, any_right = _right(defense, incoming, y, oracle, seeds)
-        seconds = time.perf_counter() - started
-        self._add(defense, attack, right, seconds, flagged=_flagged(defense, incoming, seeds))
+        x, y, started = self.x[:n], self.y[:n], time.perf_counter()
+        any_right: Tensor | None = None
+        flags: tuple[str, ...] = ()
+        sources = [self._sources[attack.source]] if attack.source else []
+        with counted(defense, *sources) as passes:
+            if attack.aware:
+                try:
+                    found = knowing(defense, x, y, attack, self.plan.first, self._owned)
+                except ValueError as error:  # a library is missing
+                    raise EvaluationError(str(error)) from error
+                right, incoming, flags = found.right, found.image, found.flags
+            else:
+                incoming, flags = self._attacked(defense, attack)
+                right, any_right = _right(defense, incoming, y, oracle, self._seeds(defense, attack, n))
+        facts = {
+            "seconds": round(time.perf_counter() - started, 1),
+            "flags": flags,
+            **_spent(passes, n),
+            **self._suspected(defense, incoming, attack),
+            "redrawn": self._redrawn(defense, incoming, y, attack),
+        }
+        self._add(defense, attack, right, **facts)
         if any_right is not None:
-            self._add(defense, attack, any_right, seconds, oracle=True)
+            self._add(defense, attack, any_right, oracle=True, seconds=facts["seconds"])
         progress.note(f"{defense.name} {attack.name}: {right.float().mean():.1%}")
 
-    def _attacked(self, defense: Defense, attack: AttackSettings) -> Tensor:
-        """The incoming images of a static attack: the same for every purifier of the checkpoint, made once."""
+    def images(self, attack: AttackSettings) -> int:
+        """How many images an attack gets."""
+        n = self.plan.adaptive_n if attack.aware else self.plan.n
+        return min(n, attack.images or n)
+
+    def _seeds(self, defense: Defense, attack: AttackSettings, n: int, draw: int = 0) -> list[int] | None:
+        if not defense.info.random:
+            return None
+        return [draws(attack, self.plan.first + i, draw) for i in range(n)]
+
+    def _attacked(self, defense: Defense, attack: AttackSettings) -> tuple[Tensor, tuple[str, ...]]:
+        """The incoming images of a blind attack: the same for every purifier of the checkpoint, made once."""
         if attack.name not in self._adversarial:
-            parts = [
-                self._attack(defense, x, y, attack, self.plan.first + first)
-                for first, x, y in attacking.in_chunks(self.x[: self.plan.n], self.y[: self.plan.n])
-            ]
-            self._adversarial[attack.name] = torch.cat(parts)
+            n, flags, parts = self.images(attack), list[str](), []
+            for first, x, y in in_chunks(self.x[:n], self.y[:n]):
+                made, said = self._attack(defense, x, y, attack, self.plan.first + first)
+                parts.append(made)
+                flags += said
+            self._adversarial[attack.name] = torch.cat(parts), tuple(dict.fromkeys(flags))
         return self._adversarial[attack.name]
 
-    def _attack(self, defense: Defense, x: Tensor, y: Tensor, attack: AttackSettings, first: int) -> Tensor:
-        defense = self._sources[attack.source] if attack.source else defense
+    def _attack(
+        self, defense: Defense, x: Tensor, y: Tensor, attack: AttackSettings, first: int
+    ) -> tuple[Tensor, tuple[str, ...]]:
+        classifier = (self._sources[attack.source] if attack.source else defense).classifier
         try:
             match attack.mode:
                 case "static":
-                    return attacking.static(defense, x, y, attack, first)
+                    return static(classifier, x, y, attack, first), ()
                 case "features":
-                    return attacking.distort(defense, x, attack, first)
+                    return distort(classifier, x, attack, first), ()
                 case "foolbox":
-                    return attacking.foolbox_attack(defense, x, y, attack)
+                    return foolbox_attack(classifier, x, y, attack), ()
+                case "autoattack":
+                    return autoattack(classifier, x, y, attack)
                 case _:
-                    return x
-        except ValueError as error:  # no Foolbox, no such attack, no such tap
+                    return x, ()
+        except ValueError as error:  # no such library, no such attack, no such tap
             raise EvaluationError(str(error)) from error
 
+    def _suspected(self, defense: Defense, x: Tensor, attack: AttackSettings) -> dict[str, Any]:
+        """What the purifier's own loss says of the incoming images; nothing where it has none."""
+        found = _objectives(defense, x, self._seeds(defense, attack, len(x)))
+        if found is None:
+            return {}
+        percentiles = defense.card.calibration.get(defense.info.kind)
+        flagged = round(float((found > percentiles[95]).float().mean()), 4) if percentiles else None
+        return {"objectives": " ".join(f"{value:.5g}" for value in found.tolist()), "flagged": flagged}
+
+    def _redrawn(self, defense: Defense, x: Tensor, y: Tensor, attack: AttackSettings) -> Redrawn | None:
+        """None where the defence draws nothing. The draws are none of those that the attack has seen."""
+        if not defense.info.random:
+            return None
+        n, count = len(x), self.plan.redraws
+        fresh = attack.model_copy(update={"seed": attack.seed + 7919})
+        labels = torch.stack(
+            [defense.purify(x, self._seeds(defense, fresh, n, draw)).logits.argmax(1) for draw in range(count)]
+        )
+        right = labels == y
+        votes = {k: float((labels[:k].mode(dim=0).values == y).float().mean()) for k in (1, 5, 10) if k <= count}
+        return Redrawn(
+            draws=count,
+            mean=round(float(right.float().mean()), 6),
+            worst=round(float(right.all(0).float().mean()), 6),
+            majority={k: round(share, 6) for k, share in votes.items()},
+        )
+
     def _add(
-        self,
-        defense: Defense,
-        attack: AttackSettings,
-        right: Tensor,
-        seconds: float,
-        *,
-        oracle: bool = False,
-        flagged: float | None = None,
+        self, defense: Defense, attack: AttackSettings, right: Tensor, *, oracle: bool = False, **facts: Any
     ) -> None:
         self.cells.append(
             Cell(
@@ -241,9 +298,8 @@ class Evaluation:
                 n=len(right),
                 accuracy=round(float(right.float().mean()), 6),
                 paper=paper.reported(self.plan.name, self.card.classifier, defense.name, attack.name, oracle),
-                flagged=flagged,
-                seconds=round(seconds, 1),
                 outcomes="".join("1" if ok else "0" for ok in right.tolist()),
+                **facts,
             )
         )
         self._write()
@@ -255,6 +311,7 @@ class Evaluation:
             "classifier": self.card.classifier,
             "weights_sha256": self.card.weights_sha256,
             "plan": self.plan.name,
+            "budget": self.plan.budget,
             "data": f"{self.plan.data} test images from {self.plan.first} on",
             "settings": {
                 defense.name: dict(defense.card.purifiers[defense.name].settings) for defense in self.defenses
@@ -272,7 +329,9 @@ class Evaluation:
     def _write(self) -> None:
         self.out.parent.mkdir(parents=True, exist_ok=True)
         partial = self.out.with_suffix(".partial")
-        body = {**self._header(), "cells": [cell.model_dump(mode="json") for cell in self.cells]}
+        # Fields that are as always would only fill the file.
+        cells = [cell.model_dump(mode="json", exclude_defaults=True) for cell in self.cells]
+        body = {**self._header(), "cells": cells}
         partial.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
         os.replace(partial, self.out)
 
@@ -294,17 +353,6 @@ def _addons(defenses: Sequence[Defense]) -> dict[str, Any]:
     return {"addons": found} if found else {}
 
 
-def applies(defense: Defense, attack: AttackSettings) -> bool:
-    """Whether an attack can be run on a defence: adaptive ones need a purifier to adapt to, its views, or its gradient."""
-    if attack.mode == "two-view":
-        return hasattr(defense.purifier, "view_logits")
-    if attack.mode == "unrolled":
-        return isinstance(defense.purifier, DescentPurifier) and not defense.info.random
-    if attack.mode == "end-to-end":
-        return attacking.differentiable(defense.purifier)
-    return attack.mode != "bpda" or defense.info.kind != "none"
-
-
 def _right(
     defense: Defense, x: Tensor, y: Tensor, oracle: bool, seeds: Sequence[int] | None
 ) -> tuple[Tensor, Tensor | None]:
@@ -312,7 +360,7 @@ def _right(
     if not oracle or not isinstance(defense.purifier, DescentPurifier) or not defense.purifier.chooses:
         return defense.purify(x, seeds).logits.argmax(1) == y, None
     right, any_right = [], []
-    for first, part, labels in attacking.in_chunks(x, y):
+    for first, part, labels in in_chunks(x, y):
         own = seeds and seeds[first : first + len(part)]
         purified, candidates = defense.purifier.purify_with_candidates(part, own)
         right.append(purified.logits.argmax(1) == labels)
@@ -320,18 +368,23 @@ def _right(
     return torch.cat(right), torch.cat(any_right)
 
 
-def _flagged(defense: Defense, x: Tensor, seeds: Sequence[int] | None) -> float | None:
-    percentiles = defense.card.calibration.get(defense.info.kind)
-    if not percentiles or not isinstance(defense.purifier, DescentPurifier):
+def _spent(passes: Passes, n: int) -> dict[str, float]:
+    return {"forward": round(passes.forward / n, 1), "backward": round(passes.backward / n, 1)}
+
+
+def _objectives(defense: Defense, x: Tensor, seeds: Sequence[int] | None) -> Tensor | None:
+    """The loss that judges an incoming image, (N,): of a chain that of its first purifier; None without one."""
+    purifier = defense.purifier
+    if isinstance(purifier, Chain):
+        seeds, purifier = purifier.seeds_of_steps(seeds)[0], purifier.purifiers[0]
+    if not isinstance(purifier, DescentPurifier):
         return None
     with torch.no_grad():
-        objective = torch.cat(
-            [
-                defense.purifier.objective(part, seeds and seeds[first : first + CHUNK])
-                for part, first in zip(x.split(CHUNK), range(0, len(x), CHUNK), strict=True)
-            ]
-        )
-    return round(float((objective > percentiles[95]).float().mean()), 4)
+        parts = [
+            purifier.objective(part, seeds and seeds[first : first + CHUNK])
+            for part, first in zip(x.split(CHUNK), range(0, len(x), CHUNK), strict=True)
+        ]
+    return torch.cat(parts)
 
 
 def measurements(cells: Sequence[Cell], where: str, addons: Mapping[str, Sequence[str]]) -> tuple[Measurement, ...]:

@@ -7,10 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from training.attacks import BLIND
-from training.evaluate import ADAPTIVE, Cell
-
-# Of the l_inf ball that the papers' tables have: attacks with more are other tables' subject.
-BUDGETS = {"cifar10": 8 / 255, "mnist": 0.3}
+from training.evaluate import Cell
 
 
 @dataclass(frozen=True)
@@ -44,12 +41,6 @@ def withstood(cells: Iterable[Cell]) -> float:
     return sum(all(outcome == "1" for outcome in image) for image in images) / len(images)
 
 
-def within_budget(cell: Cell, model: str) -> bool:
-    """Whether a cell's attack stays in the l_inf ball of the model's tables."""
-    other_norm = cell.attack.mode == "foolbox" and not (cell.attack.attack or "").startswith("Linf")
-    return not other_norm and cell.attack.epsilon <= BUDGETS[model] + 1e-9
-
-
 def worst_cases(files: Sequence[Path]) -> list[Worst]:
     """Every defence of these result files, the one with the most left first; files of one classifier are taken together.
 
@@ -59,7 +50,7 @@ def worst_cases(files: Sequence[Path]) -> list[Worst]:
     for file in files:
         found = json.loads(file.read_text(encoding="utf-8"))
         for each in map(Cell.model_validate, found["cells"]):
-            if not each.oracle and within_budget(each, found["model"]):
+            if not each.oracle and each.attack.stays_within(found["budget"]):
                 cells.setdefault((found["model"], found["classifier"], each.purifier), []).append(each)
     rows = [_worst(*names, mine) for names, mine in cells.items() if _attacked(names[1], names[2], mine)]
     return sorted(rows, key=lambda row: (row.model, -row.worst, -row.clean))
@@ -70,7 +61,7 @@ def _attacked(classifier: str, purifier: str, cells: Sequence[Cell]) -> bool:
     if purifier == "none":
         own = [cell.attack for cell in cells if cell.attack.source in (None, classifier)]
         return any(attack.mode in BLIND and attack.mode != "features" for attack in own)
-    return any(cell.attack.mode in ADAPTIVE for cell in cells)
+    return any(cell.attack.aware for cell in cells)
 
 
 def _worst(model: str, classifier: str, purifier: str, cells: Sequence[Cell]) -> Worst:

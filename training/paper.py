@@ -88,13 +88,15 @@ _GRADIENTS = _table(  # Table 4
 PIX2PIX: Reported = {row: {**cells, **_GRADIENTS.get(row, {})} for row, cells in _FEATURES.items()}
 
 # By the plan that measures the same.
-PLANS: dict[str, Reported] = {"addons-cifar10": AID, "reverse-cifar10": REVERSE, "pix2pix-cifar10": PIX2PIX}
+PLANS: dict[str, Reported] = {"paper-aid": AID, "paper-reverse": REVERSE, "paper-pix2pix": PIX2PIX}
 
 
 def reported(plan: str, classifier: str, purifier: str, attack: str, oracle: bool) -> float | None:
     """The paper's figure for a cell of a plan, a share in [0, 1], or None where it has none."""
     if plan in PLANS:
         found = None if oracle else PLANS[plan].get((classifier, purifier), {}).get(attack)
+    elif plan != "paper-soap":
+        found = None
     else:
         row = "none" if purifier == "none" else "oracle" if oracle else "min-aux"
         found = SOAP.get((classifier, row), {}).get(attack)

@@ -13,7 +13,9 @@ from torchvision import models as torchvision_models
 
 from models.classifiers import Classifier, frozen
 from training.addons import Setting
-from training.attacks import AttackSettings, distort_features, random_start
+from training.attacks import AttackSettings
+from training.attacks.ascent import random_start
+from training.attacks.blind import distort_features
 
 
 class PerceptualSettings(BaseModel):

@@ -35,7 +35,7 @@ def main() -> None:
     catalog = Catalog.open()
     for model, purifier in (("cifar10", "soap-lc"), ("mnist", "soap-dr")):
         strip(catalog.defense(model, "none"), catalog.defense(model, purifier), IMAGES / f"{model}-samples.png")
-    bars("cifar10-resnet18-soap-lc-soap-cifar10.json", "soap-lc", IMAGES / "cifar10-attacks.png")
+    bars("cifar10-resnet18-soap-lc-paper-soap.json", "soap-lc", IMAGES / "cifar10-attacks.png")
 
 
 def strip(undefended: Defense, defense: Defense, path: Path) -> None:

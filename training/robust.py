@@ -27,7 +27,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.classifiers import Classifier, frozen
-from training.attacks import AttackSettings, ascend, in_chunks
+from training.attacks import AttackSettings
+from training.attacks.ascent import ascend
+from training.attacks.blind import in_chunks
 from training.augment import Cropper
 from training.data import ImageData
 from training.recipe import Attack, Recipe

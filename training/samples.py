@@ -17,10 +17,10 @@ from PIL import Image
 from torch import Tensor
 
 from models.catalog import Catalog, Defense
-from training import attacks
 from training.attacks import AttackSettings
+from training.attacks.blind import static
 from training.data import ImageData, Split, load_data, to_float
-from training.evaluate import load_plan
+from training.plan import load_plan
 
 FIRST, TRIED, EACH, SUBSET = 2000, 192, 3, 256
 
@@ -49,8 +49,8 @@ def main() -> None:
         old.unlink()
     made = [
         sample
-        for model, purifier, plan in (("cifar10", "soap-lc", "soap-cifar10"), ("mnist", "soap-dr", "soap-mnist"))
-        for sample in _samples(catalog, model, purifier, _pgd(plan), load_data(model, "test", data), folder)
+        for model, purifier in (("cifar10", "soap-lc"), ("mnist", "soap-dr"))
+        for sample in _samples(catalog, model, purifier, _pgd(model), load_data(model, "test", data), folder)
     ]
     (folder / "samples.json").write_text(
         json.dumps([asdict(sample) for sample in made], indent=1) + "\n", encoding="utf-8"
@@ -58,8 +58,8 @@ def main() -> None:
     write_subset(data, root / "tests" / "data")
 
 
-def _pgd(plan: str) -> AttackSettings:
-    return next(attack for attack in load_plan(plan).attacks if attack.name == "pgd")
+def _pgd(data: str) -> AttackSettings:
+    return next(attack for attack in load_plan("paper-soap", data).attacks if attack.name == "pgd")
 
 
 def _samples(
@@ -69,7 +69,7 @@ def _samples(
     images, labels = test.images[FIRST : FIRST + TRIED], test.labels[FIRST : FIRST + TRIED]
     clean = to_float(images).contiguous(memory_format=torch.channels_last)
     # Rounded to what a PNG holds before anyone judges them.
-    attacked = (attacks.static(defended, clean, labels, attack) * 255).round() / 255
+    attacked = (static(defended.classifier, clean, labels, attack) * 255).round() / 255
     plain, plain_sure = _judged(undefended, attacked, labels)
     purified, purified_sure = _judged(defended, attacked, labels)
     sure = plain_sure & purified_sure

@@ -79,7 +79,7 @@ def addons(classifiers: Sequence[str], heads: Mapping[str, str] = BLIND) -> str:
         "|---" * (len(heads) + 6) + "|",
     ]
     for classifier in classifiers:
-        cells = [cell for cell in _cells(f"cifar10-{classifier}-addons-cifar10.json") if not cell.oracle]
+        cells = [cell for cell in _cells(f"cifar10-{classifier}-paper-aid.json") if not cell.oracle]
         for purifier in dict.fromkeys(cell.purifier for cell in cells):
             mine = {cell.attack.name: cell for cell in cells if cell.purifier == purifier}
             shown = [_beside(mine[name]) for name in heads]
@@ -113,7 +113,7 @@ def overall(short: bool = False) -> str:
 
 def reverse() -> str:
     """Reverse, Table 1: standard inference beside the purifier's, and the gain."""
-    cells = {(c.purifier, c.attack.name): c for c in _cells("cifar10-resnet18-at-reverse-cifar10.json")}
+    cells = {(c.purifier, c.attack.name): c for c in _cells("cifar10-resnet18-at-paper-reverse.json")}
     heads = {"none": "no attack", "pgd-50": "PGD-50", "cw": "C&W"}
     rows = ["| attack | standard | `reverse` | gain |", "|---|---|---|---|"]
     for attack, head in heads.items():
@@ -128,7 +128,7 @@ def reverse() -> str:
 
 def _pix2pix(classifier: str) -> dict[tuple[str, str], Cell]:
     """By purifier and attack."""
-    return {(c.purifier, c.attack.name): c for c in _cells(f"cifar10-{classifier}-pix2pix-cifar10.json")}
+    return {(c.purifier, c.attack.name): c for c in _cells(f"cifar10-{classifier}-paper-pix2pix.json")}
 
 
 VICTIMS = ("vgg16-natural", "vgg19-natural", "resnet18-natural")

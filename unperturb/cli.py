@@ -117,8 +117,8 @@ def _mendable() -> tuple[type[Exception], ...]:
     mendable += [Problem, ValidationError, OSError]
     try:
         from training.data import DataError
-        from training.evaluate import EvaluationError
         from training.loop import TrainingError
+        from training.plan import EvaluationError
         from training.recipe import RecipeError
     except ImportError:  # a serving image without the training package
         return tuple(mendable)

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from models.convert import Conversion
     from training.evaluate import Cell
 
+# Told here so that `--help` needn't import the training package.
+PLANS = "quick, standard, adaptive-full, paper-soap, paper-aid, paper-nrp, paper-reverse, paper-pix2pix"
+
 PerImage = Annotated[int | None, typer.Option(min=1, help="Images; default: the plan's.")]
 
 
@@ -53,7 +56,7 @@ def train(
     folder = out or Path("runs") / chosen.name
     wishes: dict[str, Any] = {"out": folder, "data": data, "download": download, "restart": restart, "device": device}
     card: Card | AddOnCard
-    needed, plan = [folder], ""
+    needed = [folder]
     with limited(threads):
         if isinstance(chosen, Recipe):
             card = train_classifier(chosen, start=start, **wishes)
@@ -63,12 +66,12 @@ def train(
             catalog = open_catalog(zoo)
             card = train_addon(chosen, catalog=catalog, **wishes)
             # An add-on is of no use without its classifier; the rest of the zoo may hold another add-on of its name.
-            needed, plan = [catalog.folder(card.model, card.classifier), folder], f" --plan addons-{card.model}"
+            needed = [catalog.folder(card.model, card.classifier), folder]
     if as_json:
         return typer.echo(card.model_dump_json(indent=1))
     where = " ".join(f"--zoo {one}" for one in needed)
     typer.echo(f"checkpoint in {folder}\nserve it:   unperturb serve {where}")
-    typer.echo(f"measure it: unperturb evaluate {card.classifier} --model {card.model}{plan} {where}")
+    typer.echo(f"measure it: unperturb evaluate {card.classifier} --model {card.model} {where}")
 
 
 def _list_recipes(as_json: bool) -> None:
@@ -86,9 +89,7 @@ def _list_recipes(as_json: bool) -> None:
 def evaluate(
     classifier: Annotated[str, typer.Argument(help="A checkpoint's classifier name: see `unperturb models`.")],
     model: Model = "cifar10",
-    plan: Annotated[
-        str | None, typer.Option(help="A shipped plan's name or a .toml file. Default: soap-MODEL.")
-    ] = None,
+    plan: Annotated[str, typer.Option(help=f"A shipped plan ({PLANS}) or a .toml file.")] = "quick",
     purifier: Annotated[list[str] | None, typer.Option(help="Only this purifier; may be repeated.")] = None,
     chain: Annotated[
         list[str] | None, typer.Option(help="Also these purifiers in a row, such as pix2pix+aid; may be repeated.")
@@ -96,6 +97,10 @@ def evaluate(
     attack: Annotated[list[str] | None, typer.Option(help="Only this attack of the plan; may be repeated.")] = None,
     variants: Annotated[
         Path | None, typer.Option(help="Purifier settings to compare on this checkpoint, instead of its card's; TOML.")
+    ] = None,
+    epsilon: Annotated[
+        str | None,
+        typer.Option(help="l_inf budget instead of the data set's own, such as 16/255; the plan follows it."),
     ] = None,
     first: Annotated[int | None, typer.Option(min=0, help="Index of the first test image.")] = None,
     n: PerImage = None,
@@ -114,22 +119,27 @@ def evaluate(
     from training import checks
     from training import evaluate as evaluation
     from training.loop import threads as limited
+    from training.plan import length, load_plan
 
-    given = (("first", first), ("n", n), ("adaptive_n", adaptive_n))
-    chosen = evaluation.load_plan(plan or f"soap-{model}", {key: value for key, value in given if value is not None})
     catalog = open_catalog(zoo, device)
     defenses = evaluation.defenses_of(catalog, model, classifier, chain or ())
+    given = (("first", first), ("n", n), ("adaptive_n", adaptive_n))
+    overrides = {key: value for key, value in given if value is not None}
+    data_set = evaluation.trained_on(defenses[0].card)
+    chosen = load_plan(plan, data_set, overrides, length(epsilon) if epsilon else None)
     if variants:
         defenses = evaluation.variants_of(defenses[0], variants)
     file = out or Path("runs") / "results" / f"{model}-{classifier}-{chosen.name}.json"
-    sources = evaluation.sources_of(catalog, model, chosen)
+    fit = evaluation.fitted(catalog, model, chosen)
+    for name in fit.missing:
+        typer.echo(f"without images made on {name}: this zoo has no such classifier", err=True)
     with limited(threads):
-        run = evaluation.Evaluation(defenses, chosen, file, data, sources)
+        run = evaluation.Evaluation(defenses, fit.plan, file, data, fit.sources)
         cells = run.run(purifiers=purifier, attacks=attack, oracle=not variants)
         flaws = checks.of_results(cells) + [
             flaw
             for defense in defenses
-            if any(cell.purifier == defense.name and cell.attack.mode in evaluation.ADAPTIVE for cell in cells)
+            if any(cell.purifier == defense.name and cell.attack.aware for cell in cells)
             for flaw in checks.of_defense(defense, run.x, run.y)
         ]
     if card:

@@ -52,9 +52,7 @@ class Chain:
     def purify(self, x: Tensor, seeds: Sequence[int] | None = None, wanted: Wanted | None = None) -> Purified:
         """See `Purifier`."""
         steps: list[Purified] = []
-        for i, purifier in enumerate(self.purifiers):
-            # A step's draws must not be those of the step before it.
-            own = seeds and [(seed + i * 0x9E3779B97F4A7C15) % 2**63 for seed in seeds]
+        for purifier, own in zip(self.purifiers, self.seeds_of_steps(seeds), strict=True):
             steps.append(purifier.purify(steps[-1].image if steps else x, own, wanted))
         told = next((step for step in steps if step.objective_before is not None), steps[-1])
         return replace(
@@ -66,6 +64,13 @@ class Chain:
             backward_passes=torch.stack([step.backward_passes for step in steps]).sum(0),
             steps=tuple(steps),
         )
+
+    def seeds_of_steps(self, seeds: Sequence[int] | None) -> list[list[int] | None]:
+        """What each purifier gets for its seeds: a step's draws must not be those of the step before it."""
+        if seeds is None:
+            return [None] * len(self.purifiers)
+        steps = range(len(self.purifiers))
+        return [[(seed + i * 0x9E3779B97F4A7C15) % 2**63 for seed in seeds] for i in steps]
 
     def with_options(self, options: Options) -> "Chain":
         """See `Purifier`; an option goes to the one purifier that takes it."""

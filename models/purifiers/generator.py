@@ -100,9 +100,12 @@ class GeneratorPurifier:
         """See `Purifier`."""
         return self._classifier(x)  # type: ignore[no-any-return]
 
-    def restored(self, x: Tensor) -> Tensor:
-        """The purified image, differentiable; no noise, no tiles. (N, C, H, W) in [0, 1] -> the same."""
-        return self.network(x)  # type: ignore[no-any-return]
+    def restored(self, x: Tensor, seeds: Sequence[int] | None = None) -> Tensor:
+        """The purified image, differentiable; without tiles, and without noise unless there are seeds for it.
+
+        (N, C, H, W) in [0, 1] -> the same.
+        """
+        return self.network(x if seeds is None else self._noisy(x, seeds))  # type: ignore[no-any-return]
 
     def _noisy(self, x: Tensor, seeds: Sequence[int] | None) -> Tensor:
         if not isinstance(self.settings, NrpSettings) or self.settings.noise == 0:

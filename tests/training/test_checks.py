@@ -9,10 +9,10 @@ from torch import nn
 from models.catalog import Catalog
 from models.classifiers import Classifier
 from models.purifiers import Purified
-from tests.training.test_attacks import defense as toy
-from tests.training.test_attacks import linear
+from tests.training.attacks.test_attacks import defense as toy
+from tests.training.attacks.test_attacks import linear
 from training import checks
-from training.attacks import AttackSettings, bpda, end_to_end
+from training.attacks import AttackSettings, knowing
 from training.data import load_data
 from training.evaluate import Cell
 from training.outcomes import withstood
@@ -64,9 +64,7 @@ def test_the_negative_control_is_caught_and_its_worst_case_is_about_nothing():
     plain = defense()
     control = replace(plain, name="levels", purifier=Levels(plain.purifier))
     clean = control.purify(X).logits.argmax(1) == Y
-    by_gradient, past_it = (
-        each(control, X, Y, attack(mode)) for each, mode in ((end_to_end, "end-to-end"), (bpda, "bpda"))
-    )
+    by_gradient, past_it = (knowing(control, X, Y, attack(mode)) for mode in ("end-to-end", "bpda"))
     assert torch.equal(by_gradient.right, clean)  # as plain gradient attacks report: as robust as can be
     assert float(clean.float().mean()) > 0.9
     cells = [cell("levels", "end-to-end", by_gradient.right), cell("levels", "bpda", past_it.right)]

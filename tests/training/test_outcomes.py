@@ -19,7 +19,12 @@ def cell(purifier, mode, outcomes, **settings):
 def results(tmp_path):
     def write(name, *cells, model="cifar10", classifier="c"):
         file = tmp_path / name
-        body = {"model": model, "classifier": classifier, "cells": [each.model_dump(mode="json") for each in cells]}
+        body = {
+            "model": model,
+            "classifier": classifier,
+            "budget": 8 / 255,
+            "cells": [each.model_dump(mode="json") for each in cells],
+        }
         file.write_text(json.dumps(body))
         return file
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from models.catalog import Catalog
-from training import attacks
+from training.attacks.blind import in_chunks, static
 from training.data import load_data
 from training.evaluate import Cell
 from training.tables import RESULTS
@@ -40,7 +40,7 @@ def test_committed_outcomes_come_out_again(model, purifier, attack):
     x, y = test.floats(0, N).contiguous(memory_format=torch.channels_last), test.labels[:N]
     if committed.attack.mode == "static":
         x = torch.cat(
-            [attacks.static(defense, part, labels, committed.attack) for _, part, labels in attacks.in_chunks(x, y)]
+            [static(defense.classifier, part, labels, committed.attack) for _, part, labels in in_chunks(x, y)]
         )
     right = "".join("1" if ok else "0" for ok in (defense.purify(x).logits.argmax(1) == y).tolist())
     agree = sum(a == b for a, b in zip(right, committed.outcomes, strict=False))

@@ -9,8 +9,8 @@ from models.purifiers import Material, build_purifier
 from models.purifiers.descending import DescentPurifier, Description
 from models.purifiers.descent import DescentSettings, Evaluation
 from tests.training.test_checks import X, Y, defense
-from training.attacks import AttackSettings, bpda, through_the_steps
-from training.unrolled import unrolled
+from training.attacks import AttackSettings, knowing
+from training.attacks.unrolled import path
 
 
 class Towards:
@@ -42,33 +42,36 @@ def image(*values):
 def test_its_value_is_what_the_purifier_gives(selection):
     x = image(0.1, 0.47, 0.9)
     made = purifier(selection=selection)
-    assert torch.allclose(unrolled(made, x), made.purify(x.detach()).image, atol=1e-6)
+    assert torch.allclose(path(made, x).chosen, made.purify(x.detach()).image, atol=1e-6)
     network = frozen(build_classifier("resnet18-thin"))
     settings = {"selection": selection, "budgets": [8 / 255], "step_size": 4 / 255, "steps": 2}
     made, x = build_purifier("soap-lc", Material(network, settings, ())), torch.rand(4, 3, 32, 32).requires_grad_()
-    apart = (unrolled(made, x) - made.purify(x.detach()).image).abs()
+    apart = (path(made, x).chosen - made.purify(x.detach()).image).abs()
     assert float((apart < 1e-6).float().mean()) > 0.99  # a sign may flip where a gradient is about 0
 
 
 def test_the_gradient_goes_through_the_step_by_hand():
     x = image(0.2)
-    (gradient,) = torch.autograd.grad(unrolled(purifier(steps=1), x).sum(), x)
+    (gradient,) = torch.autograd.grad(path(purifier(steps=1), x).chosen.sum(), x)
     slope = 2 * (1 - math.tanh(1) ** 2) / abs(2 * (0.2 - 0.5))  # of tanh(g / |g|) with g = 2 (x - 0.5)
     assert gradient.flatten().tolist() == pytest.approx([1 - 0.05 * slope] * 2, rel=1e-4)
 
 
 def test_what_is_left_alone_keeps_its_own_gradient():
     x = image(0.2, 0.49)
-    found = unrolled(purifier(skip_below=0.01), x)
+    found = path(purifier(skip_below=0.01), x).chosen
     (gradient,) = torch.autograd.grad(found.sum(), x)
     assert torch.equal(found[1], x[1])
     assert torch.equal(gradient[1], torch.ones_like(gradient[1]))
     assert not torch.equal(gradient[0], torch.ones_like(gradient[0]))
 
 
-def test_random_numbers_can_not_be_unrolled():
+def test_a_random_start_is_that_of_the_seed():
+    made, x = purifier(random_start=0.1, step_size=0.01), image(0.2, 0.8)
+    assert torch.allclose(path(made, x, [3, 4]).chosen, made.purify(x.detach(), [3, 4]).image, atol=1e-6)
+    assert not torch.allclose(path(made, x, [3, 5]).chosen[1], path(made, x, [3, 4]).chosen[1])
     with pytest.raises(ValueError, match="draws random numbers"):
-        unrolled(purifier(random_start=0.1), image(0.2))
+        path(made, x)
 
 
 def test_an_attack_through_the_steps_fools_what_steps_protect():
@@ -77,11 +80,11 @@ def test_an_attack_through_the_steps_fools_what_steps_protect():
     made = purifier(Towards(0.9, plain.logits), budgets=[0.1], step_size=0.1, steps=1)
     protected = replace(plain, name="toy", purifier=made)
     settings = AttackSettings(name="u", mode="unrolled", epsilon=0.3, step_size=0.05, steps=10)
-    found = through_the_steps(protected, X, Y, settings)
+    found = knowing(protected, X, Y, settings)
     assert float(found.right[Y == 1].float().mean()) <= float(
-        bpda(protected, X, Y, settings).right[Y == 1].float().mean()
+        knowing(protected, X, Y, settings.model_copy(update={"mode": "bpda"})).right[Y == 1].float().mean()
     )
     assert not found.right[(Y == 1) & (X.flatten(1).mean(1) < 0.6)].any()
     assert (found.image - X).abs().max() <= 0.3 + 1e-6
     with pytest.raises(ValueError, match="makes no steps to unroll"):
-        through_the_steps(plain, X, Y, settings)
+        knowing(plain, X, Y, settings)

@@ -9,18 +9,18 @@ from models.checkpoint import Card
 from models.classifiers import Classifier, build_classifier, frozen
 from models.purifiers import Purified
 from models.purifiers.chain import Chain
-from training.attacks import (
-    AttackSettings,
-    ascend,
-    bpda,
-    differentiable,
-    distort,
-    end_to_end,
-    foolbox_attack,
-    static,
-    two_view,
-)
+from training.attacks import AttackSettings, knowing
+from training.attacks.ascent import ascend
+from training.attacks.aware import differentiable
+from training.attacks.blind import distort, static
+from training.attacks.library import foolbox_attack
 
+
+def as_mode(mode):
+    return lambda settings: settings.model_copy(update={"mode": mode})
+
+
+BPDA, END_TO_END, TWO_VIEW = as_mode("bpda"), as_mode("end-to-end"), as_mode("two-view")
 PGD = AttackSettings(name="pgd", mode="static", epsilon=0.1, step_size=0.03, steps=10)
 
 
@@ -61,32 +61,23 @@ def test_ascent_stays_in_the_image_range():
     assert torch.allclose(x, images(1.0))
 
 
-def test_ascent_shows_every_iterate():
-    seen = []
-    ascend(
-        lambda x: x.sum(dim=(1, 2, 3)), images(0.5), PGD, on_step=lambda step, x: seen.append((step, float(x.mean())))
-    )
-    assert [step for step, _ in seen] == list(range(1, 11))
-    assert seen[1][1] == pytest.approx(0.56)
-
-
 def test_pgd_flips_what_lies_within_its_budget_and_nothing_else():
     near, far, labels = images(0.55), images(0.7), torch.ones(3, dtype=torch.long)
-    assert (defense().purify(static(defense(), near, labels, PGD)).logits.argmax(1) == 0).all()
-    assert (defense().purify(static(defense(), far, labels, PGD)).logits.argmax(1) == 1).all()
+    assert (defense().purify(static(defense().classifier, near, labels, PGD)).logits.argmax(1) == 0).all()
+    assert (defense().purify(static(defense().classifier, far, labels, PGD)).logits.argmax(1) == 1).all()
 
 
 def test_a_zero_budget_changes_nothing():
     settings = AttackSettings(name="pgd", mode="static", epsilon=0.0, step_size=0.1, steps=5)
     x = images(0.5)
-    assert torch.equal(static(defense(), x, torch.ones(3, dtype=torch.long), settings), x)
+    assert torch.equal(static(defense().classifier, x, torch.ones(3, dtype=torch.long), settings), x)
 
 
 def test_a_random_start_belongs_to_the_image_not_to_its_place():
     settings = PGD.model_copy(update={"random_start": True, "steps": 0})
     labels = torch.ones(3, dtype=torch.long)
-    both = static(defense(), images(0.5), labels, settings, first=10)
-    alone = static(defense(), images(0.5, 1), labels[:1], settings, first=12)
+    both = static(defense().classifier, images(0.5), labels, settings, first=10)
+    alone = static(defense().classifier, images(0.5, 1), labels[:1], settings, first=12)
     assert torch.equal(both[2:], alone)
     assert not torch.equal(both[0], both[1])
 
@@ -117,13 +108,13 @@ def test_an_adaptive_attack_breaks_what_a_shift_only_hides():
     x, labels = images(0.51), torch.ones(3, dtype=torch.long)
     settings = PGD.model_copy(update={"mode": "bpda"})
     assert (shifted().purify(x - 0.06).logits.argmax(1) == 1).all()
-    assert not bpda(shifted(), x, labels, settings).right.any()
-    assert bpda(shifted(), images(0.7), labels, settings).right.all()
+    assert not knowing(shifted(), x, labels, BPDA(settings)).right.any()
+    assert knowing(shifted(), images(0.7), labels, BPDA(settings)).right.all()
 
 
 def test_two_view_breaks_on_any_checked_iterate():
     x, labels = images(0.51), torch.ones(3, dtype=torch.long)
-    found = two_view(shifted(), x, labels, PGD, every=5)
+    found = knowing(shifted(), x, labels, TWO_VIEW(PGD))
     assert not found.right.any()
     assert torch.allclose(found.image, x - 0.1, atol=1e-6)
 
@@ -144,7 +135,7 @@ def test_an_image_that_is_fooled_is_left_alone_and_the_others_go_on():
     # With 0.08 added: wrong as it comes, within reach of two steps, out of reach.
     x, labels = torch.cat([images(0.41, 1), images(0.46, 1), images(0.7, 1)]), torch.ones(3, dtype=torch.long)
     counting = replace(shifted(), purifier=Counting(defense().purifier))
-    found = bpda(counting, x, labels, PGD)
+    found = knowing(counting, x, labels, BPDA(PGD))
     assert found.right.tolist() == [False, False, True]
     assert torch.allclose(found.image, x - torch.tensor([0.0, 0.06, 0.1]).view(3, 1, 1, 1), atol=1e-6)
     assert counting.purifier.seen == [3, 2, 2] + [1] * 8
@@ -153,13 +144,13 @@ def test_an_image_that_is_fooled_is_left_alone_and_the_others_go_on():
 def test_a_momentum_of_one_adaptive_image_is_its_own():
     settings = PGD.model_copy(update={"momentum": 1.0})
     x, labels = torch.cat([images(0.41, 1), images(0.7, 2)]), torch.ones(3, dtype=torch.long)
-    together = bpda(shifted(), x, labels, settings).image
-    assert torch.equal(together[1:], bpda(shifted(), x[1:], labels[1:], settings).image)
+    together = knowing(shifted(), x, labels, BPDA(settings)).image
+    assert torch.equal(together[1:], knowing(shifted(), x[1:], labels[1:], BPDA(settings)).image)
 
 
 def test_two_view_needs_a_purifier_with_views():
     with pytest.raises(ValueError, match="compares no views"):
-        two_view(defense(), images(0.5), torch.ones(3, dtype=torch.long), PGD)
+        knowing(defense(), images(0.5), torch.ones(3, dtype=torch.long), TWO_VIEW(PGD))
 
 
 class Noisy(Shift):
@@ -174,12 +165,12 @@ class Noisy(Shift):
         return super().purify(x)
 
 
-@pytest.mark.parametrize("attack", [bpda, two_view])
-def test_every_look_at_a_random_defense_has_fresh_seeds_that_belong_to_the_image(attack):
+@pytest.mark.parametrize("mode", [BPDA, TWO_VIEW])
+def test_every_look_at_a_random_defense_has_fresh_seeds_that_belong_to_the_image(mode):
     seen = []
     for first, count in ((4, 3), (5, 1)):
         noisy = replace(shifted(), purifier=Noisy(defense().purifier))
-        attack(noisy, images(0.7, count), torch.ones(count, dtype=torch.long), PGD, first)
+        knowing(noisy, images(0.7, count), torch.ones(count, dtype=torch.long), mode(PGD), first)
         seen.append(noisy.purifier.seen)
     assert len(set(seen[0])) == len(seen[0]) > 0
     assert [seeds[1] for seeds in seen[0]] == [seeds[0] for seeds in seen[1]]
@@ -203,20 +194,20 @@ def behind(purifier):
 def test_a_differentiable_purifier_is_attacked_through_its_own_gradient():
     flipped, plain = behind(Flip(defense().purifier)), defense()
     x, labels = images(0.45), torch.ones(3, dtype=torch.long)
-    assert bpda(flipped, x, labels, PGD).right.all()
-    assert not end_to_end(flipped, x, labels, PGD).right.any()
-    assert end_to_end(flipped, images(0.3), labels, PGD).right.all()
+    assert knowing(flipped, x, labels, BPDA(PGD)).right.all()
+    assert not knowing(flipped, x, labels, END_TO_END(PGD)).right.any()
+    assert knowing(flipped, images(0.3), labels, END_TO_END(PGD)).right.all()
     with pytest.raises(ValueError, match="can't be differentiated through"):
-        end_to_end(plain, x, labels, PGD)
+        knowing(plain, x, labels, END_TO_END(PGD))
 
 
 def test_a_chain_is_attacked_through_those_of_its_purifiers_that_have_a_gradient():
     inner = defense().purifier
     chain = behind(Chain([Flip(inner), Shift(inner)]))
     x, labels = images(0.5), torch.ones(3, dtype=torch.long)
-    assert bpda(chain, x, labels, PGD).right.all()
-    assert not end_to_end(chain, x, labels, PGD).right.any()
-    assert end_to_end(chain, images(0.4), labels, PGD).right.all()
+    assert knowing(chain, x, labels, BPDA(PGD)).right.all()
+    assert not knowing(chain, x, labels, END_TO_END(PGD)).right.any()
+    assert knowing(chain, images(0.4), labels, END_TO_END(PGD)).right.all()
 
 
 def test_which_chains_have_a_gradient():
@@ -256,7 +247,10 @@ def test_restarts_help_only_images_that_withstood():
     settings = PGD.model_copy(update={"steps": 0, "random_start": True, "epsilon": 0.2})
     x, labels = images(0.501, 64), torch.ones(64, dtype=torch.long)
     wrong = [
-        defense().classifier(static(defense(), x, labels, settings.model_copy(update={"restarts": n}))).argmax(1) == 0
+        defense()
+        .classifier(static(defense().classifier, x, labels, settings.model_copy(update={"restarts": n})))
+        .argmax(1)
+        == 0
         for n in (1, 4)
     ]
     assert 0 < wrong[0].sum() < wrong[1].sum()
@@ -275,7 +269,7 @@ def test_attacks_of_foolbox_find_what_lies_within_the_budget_and_nothing_else(at
     settings = AttackSettings(name="x", mode="foolbox", attack=attack, arguments=arguments, epsilon=0.1)
     labels = torch.ones(3, dtype=torch.long)
     for value, label in ((0.55, 0), (0.7, 1)):
-        found = foolbox_attack(defense(), images(value), labels, settings)
+        found = foolbox_attack(defense().classifier, images(value), labels, settings)
         assert (found - images(value)).abs().max() <= 0.1 + 1e-6
         assert (defense().classifier(found).argmax(1) == label).all()
 
@@ -283,7 +277,7 @@ def test_attacks_of_foolbox_find_what_lies_within_the_budget_and_nothing_else(at
 def test_an_attack_that_foolbox_has_not_is_refused():
     settings = AttackSettings(name="x", mode="foolbox", attack="Magic", epsilon=0.1)
     with pytest.raises(ValueError, match="Foolbox has no Magic"):
-        foolbox_attack(defense(), images(0.5), torch.ones(3, dtype=torch.long), settings)
+        foolbox_attack(defense().classifier, images(0.5), torch.ones(3, dtype=torch.long), settings)
 
 
 def test_attacks_describe_what_is_special_about_them():
@@ -298,7 +292,10 @@ def test_distorted_features_are_far_from_the_clean_ones_within_the_budget():
     plain = defense(frozen(build_classifier("resnet18-thin")))
     x = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     fields = {"tap": "block2", "epsilon": 8 / 255, "step_size": 4 / 255, "random_start": True}
-    x_adv = [distort(plain, x, AttackSettings(name="f", mode="features", steps=steps, **fields)) for steps in (0, 1, 5)]
+    x_adv = [
+        distort(plain.classifier, x, AttackSettings(name="f", mode="features", steps=steps, **fields))
+        for steps in (0, 1, 5)
+    ]
 
     def features(image):
         return plain.classifier.tapped(image, ["block2"])[0]
@@ -316,7 +313,7 @@ def test_a_source_is_for_attacks_on_a_classifier_alone():
 
 
 def test_distorting_features_needs_a_tap_and_a_random_start():
-    with pytest.raises(ValueError, match="mode 'features' and the field `tap` go together"):
+    with pytest.raises(ValueError, match="the field `tap` and mode features go together"):
         AttackSettings(name="f", mode="features", random_start=True)
     with pytest.raises(ValueError, match="needs random_start"):
         AttackSettings(name="f", mode="features", tap="stem")
