@@ -1,16 +1,14 @@
 """What every purifier promises (docs/architecture.md, section 3). `defense` runs over the whole registry and the shipped zoo."""
 
-from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.catalog import Defense
 from models.purifiers import Options, Purified, Wish
+from training.counting import counted
 
 N = 6  # images in a batch, as in conftest.py
 FIELDS = ("image", "logits", "epsilon", "objective_before", "objective_after", "forward_passes", "backward_passes")
@@ -35,31 +33,6 @@ def assert_agree(found: Purified, expected: Purified) -> None:
     if expected.objective_before is not None:
         assert torch.allclose(found.objective_before, expected.objective_before, rtol=1e-3, atol=1e-5)
         assert torch.allclose(found.objective_after[close], expected.objective_after[close], rtol=1e-2, atol=1e-5)
-
-
-@contextmanager
-def network_passes(defense: Defense) -> Iterator[Counter[str]]:
-    """Counts the images that really go into the encoder or the purifier's own network, forwards and backwards."""
-    passes = Counter(forward=0, backward=0)
-
-    def count(_module: nn.Module, _inputs: tuple[Tensor, ...], z: Tensor) -> None:
-        passes.update(forward=len(z))
-        if z.requires_grad:
-            z.register_hook(lambda gradient: passes.update(backward=len(gradient)))
-
-    # The encoder's first layer: some purifiers go only part of the way.
-    entered = [next(defense.classifier.encoder.children()), *_own_network(defense)]
-    handles = [network.register_forward_hook(count) for network in entered]
-    try:
-        yield passes
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _own_network(defense: Defense) -> list[nn.Module]:
-    network = getattr(defense.purifier, "network", None)
-    return [] if network is None else [network]
 
 
 def joined(parts: list[Purified]) -> Purified:
@@ -144,14 +117,14 @@ def test_unwanted_images_are_dropped_and_the_others_answered(
     defense: Defense, images: Tensor, answer: Purified
 ) -> None:
     mine = [1, 4]
-    with network_passes(defense) as passes:
+    with counted(defense) as passes:
         found = defense.purify(images, seeds=range(N), wanted=lambda: [row in mine for row in range(N)])
     assert torch.equal(found.image[mine], answer.image[mine])
-    with network_passes(defense) as all_wanted:
+    with counted(defense) as all_wanted:
         defense.purify(images, seeds=range(N))
     dropped = [row for row in range(N) if row not in mine]
     if int(answer.backward_passes[dropped].sum()):  # else they were left alone anyway
-        assert passes["backward"] < all_wanted["backward"]
+        assert passes.backward < all_wanted.backward
 
 
 def test_an_image_in_a_hurry_has_made_a_step_and_the_others_all(
@@ -244,14 +217,14 @@ def test_logits_are_differentiable(defense: Defense, images: Tensor) -> None:
 def test_reported_passes_are_those_that_ran(defense: Defense, images: Tensor, answer: Purified) -> None:
     busiest = int(answer.forward_passes.argmax())  # so not one that was skipped, where any was not
     twice = images[[busiest, busiest]]  # alone it could be doubled, see Classifier.features
-    with network_passes(defense) as passes:
+    with counted(defense) as passes:
         found = defense.purify(twice, seeds=[0, 0])
-    assert (passes["forward"], passes["backward"]) == (
+    assert (passes.forward, passes.backward) == (
         int(found.forward_passes.sum()),
         int(found.backward_passes.sum()),
     )
-    assert passes["forward"] <= 2 * defense.info.forward_passes
-    assert passes["backward"] <= 2 * defense.info.backward_passes
+    assert passes.forward <= 2 * defense.info.forward_passes
+    assert passes.backward <= 2 * defense.info.backward_passes
 
 
 def _row(purified: Purified, row: int) -> Purified:
