@@ -11,7 +11,8 @@ import pytest
 from models.catalog import Catalog
 from service.app import create_app
 from service.settings import Settings
-from training.evaluate import ADAPTIVE
+from training.attacks import BLIND
+from training.evaluate import Cell
 from training.tables import PAGES, RESULTS, TABLES, rendered
 from unperturb import settings
 
@@ -47,12 +48,10 @@ def test_every_shipped_checkpoint_carries_its_committed_results():
         assert card.measured
         for found, taken in results_of(card):
             assert found["weights_sha256"] == card.weights_sha256
-            names = [
-                (c["purifier"] + (" (oracle)" if c["oracle"] else ""), c["attack"]["name"]) for c in found["cells"]
-            ]
-            cells = dict(zip(names, found["cells"], strict=True))
-            measured = {(m.purifier, m.attack): m for m in taken}
-            assert {key: m.accuracy for key, m in measured.items()} == {key: c["accuracy"] for key, c in cells.items()}
+            cells = [Cell.model_validate(cell) for cell in found["cells"]]
+            names = [(c.purifier + (" (oracle)" if c.oracle else ""), c.attack.name) for c in cells]
+            expected = {name: cell.accuracy for name, cell in zip(names, cells, strict=True)}
+            assert {(m.purifier, m.attack): m.accuracy for m in taken} == expected
 
 
 def test_every_offer_was_measured_with_the_settings_and_weights_that_are_served():
@@ -65,10 +64,11 @@ def test_every_offer_was_measured_with_the_settings_and_weights_that_are_served(
                 assert found.get("addons", {}).get(offer.purifier, []) == list(offer.addon_sha256)
 
 
-def test_static_results_have_a_thousand_images_and_adaptive_ones_two_hundred():
+def test_blind_results_have_a_thousand_images_and_others_two_hundred():
     for offer in Catalog.open().offers():
         for measured in offer.card.measured:
-            assert measured.n >= (200 if measured.attack in ADAPTIVE else 1000)
+            mode = measured.detail.split(";")[0]
+            assert measured.n >= (1000 if mode in ("none", *BLIND) else 200)
 
 
 def test_the_settings_page_is_what_the_command_prints():
