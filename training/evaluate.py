@@ -39,11 +39,12 @@ OWNED = 150
 class Redrawn(BaseModel):
     """What was sent to a random defence, tried again with fresh seeds: shares of right answers.
 
-    mean: over all draws. worst: right at every draw. majority: by the most frequent label of so many draws.
+    n: images, the first ones. mean: over all draws. worst: right at every draw. majority: by the most frequent label of so many draws.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    n: int
     draws: int
     mean: float
     worst: float
@@ -273,7 +274,8 @@ class Evaluation:
         """None where the defence draws nothing. The draws are none of those that the attack has seen."""
         if not defense.info.random:
             return None
-        n, count = len(x), self.plan.redraws
+        n, count = min(len(x), self.plan.adaptive_n), self.plan.redraws
+        x, y = x[:n], y[:n]
         fresh = attack.model_copy(update={"seed": attack.seed + 7919})
         labels = torch.stack(
             [defense.purify(x, self._seeds(defense, fresh, n, draw)).logits.argmax(1) for draw in range(count)]
@@ -281,6 +283,7 @@ class Evaluation:
         right = labels == y
         votes = {k: float((labels[:k].mode(dim=0).values == y).float().mean()) for k in (1, 5, 10) if k <= count}
         return Redrawn(
+            n=n,
             draws=count,
             mean=round(float(right.float().mean()), 6),
             worst=round(float(right.all(0).float().mean()), 6),
