@@ -29,8 +29,9 @@ class Ascent:
     def __init__(
         self, x: Tensor, settings: AttackSettings, start: Tensor | None = None, indices: Tensor | None = None
     ) -> None:
-        self.x, self.settings, self._looks = x, settings, 0
-        self._indices = torch.arange(len(x), device=x.device) if indices is None else indices
+        self.x, self.settings = x, settings
+        self._indices = torch.arange(len(x)) if indices is None else indices.cpu()
+        self._looks = torch.zeros(len(x), dtype=torch.int64)
         self.delta = torch.zeros_like(x) if start is None else start.clone()
         self._velocity = torch.zeros_like(x)
 
@@ -50,7 +51,7 @@ class Ascent:
             value = loss(self._diverse(leaf, rows))
             (gradient,) = torch.autograd.grad(value.sum(), leaf)
         if self.settings.kernel:
-            gradient = _smoothed(gradient, self.settings.kernel)
+            gradient = smoothed(gradient, self.settings.kernel)
         if self.settings.momentum:
             gradient = self.settings.momentum * self._velocity[rows] + _unit(gradient)
             self._velocity[rows] = gradient
@@ -59,9 +60,10 @@ class Ascent:
     def _diverse(self, image: Tensor, rows: Tensor) -> Tensor:
         if not self.settings.diversity:
             return image
-        seeds = [hash((self.settings.seed, index, self._looks)) for index in self._indices[rows].tolist()]
-        self._looks += 1
-        return diverse(image, seeds, self.settings.diversity)
+        here = rows.cpu()
+        looks = zip(self._indices[here].tolist(), self._looks[here].tolist(), strict=True)
+        self._looks[here] += 1
+        return diverse(image, [hash((self.settings.seed, *look)) for look in looks], self.settings.diversity)
 
     def _moved(self, rows: Tensor, delta: Tensor, gradient: Tensor, step_size: float | Tensor) -> Tensor:
         delta = delta + step_size * _direction(gradient, self.settings)  # Alg. 1, l. 4
@@ -94,7 +96,7 @@ class AutoAscent(Ascent):
         self._rises = torch.zeros_like(lowest)
         self._halved = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         self._steps_of = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-        self._windows = _windows(settings.steps)
+        self._windows = windows(settings.steps)
 
     def climb(self, loss: Loss, rows: Tensor) -> None:
         """One step of the images `rows` (n,), which have all made as many before."""
@@ -117,7 +119,7 @@ class AutoAscent(Ascent):
     def _look(self, loss: Loss, rows: Tensor) -> Tensor:
         """Take note of the loss at the present images; its gradient there."""
         value, gradient = self._gradient(loss, rows)
-        self._rises[rows] += (value > self._last[rows]) & (self._steps_of[rows] > 1)
+        self._rises[rows] += (value > self._last[rows]) & (self._steps_of[rows] > 0)  # condition 1 counts from x^(1) on
         self._last[rows] = value
         better = value > self._best[rows]
         risen = rows[better]
@@ -138,7 +140,7 @@ class AutoAscent(Ascent):
         return gradient
 
 
-def _windows(steps: int) -> dict[int, int]:
+def windows(steps: int) -> dict[int, int]:
     """Checkpoints, and the number of steps since the one before: Sec. 3.1, as in the public code in whole steps."""
     window, least, less = (max(int(share * steps), 1) for share in (0.22, 0.06, 0.03))
     found, at = {}, window
@@ -176,12 +178,14 @@ def drawn_start(x: Tensor, settings: AttackSettings, indices: Tensor, restart: i
         return None
     seed = settings.seed * 1_000_003 + restart * 100_003
     generators = [torch.Generator().manual_seed(seed + index) for index in indices.tolist()]
-    noise = 2 * torch.stack([torch.rand(x.shape[1:], generator=generator) for generator in generators]).to(x) - 1
+    draw = torch.rand if settings.norm == "linf" else torch.randn  # the latter has no favourite direction
+    noise = torch.stack([draw(x.shape[1:], generator=generator) for generator in generators]).to(x)
+    if settings.norm == "l2":
+        return _within(x, settings.epsilon * _direction(noise, settings))
+    noise = 2 * noise - 1
     if settings.sign_start:
         return _within(x, settings.sign_start * noise.sign())
-    if settings.norm == "linf":
-        return _within(x, noise * settings.epsilon)
-    return _within(x, noise * settings.epsilon / _length(noise))
+    return _within(x, settings.epsilon * noise)
 
 
 def _within(x: Tensor, delta: Tensor) -> Tensor:
@@ -189,7 +193,12 @@ def _within(x: Tensor, delta: Tensor) -> Tensor:
 
 
 def _direction(gradient: Tensor, settings: AttackSettings) -> Tensor:
-    return gradient.sign() if settings.norm == "linf" else gradient / _length(gradient)
+    if settings.norm == "linf":
+        return gradient.sign()
+    # The square of what a sure network leaves of a gradient would be 0.
+    largest = gradient.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(torch.finfo(gradient.dtype).tiny)
+    gradient = gradient / largest
+    return gradient / _length(gradient)
 
 
 def _length(delta: Tensor) -> Tensor:
@@ -204,14 +213,14 @@ def _unit(gradient: Tensor) -> Tensor:
     return gradient / length.clamp_min(torch.finfo(gradient.dtype).tiny)
 
 
-def _smoothed(gradient: Tensor, side: int) -> Tensor:
+def smoothed(gradient: Tensor, side: int) -> Tensor:
     """TI, Eq. (7): each channel convolved with a Gaussian of 3 standard deviations to either side, as in the public code."""
     place = torch.linspace(-3, 3, side, device=gradient.device, dtype=gradient.dtype)
     line = torch.exp(-place.square() / 2)
     kernel = torch.outer(line, line) / line.sum() ** 2
     channels = gradient.shape[1]
-    smoothed: Tensor = F.conv2d(gradient, kernel.expand(channels, 1, side, side), padding=side // 2, groups=channels)
-    return smoothed
+    found: Tensor = F.conv2d(gradient, kernel.expand(channels, 1, side, side), padding=side // 2, groups=channels)
+    return found
 
 
 def diverse(image: Tensor, seeds: list[int], share: float, smallest: float = 0.9) -> Tensor:

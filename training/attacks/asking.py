@@ -27,11 +27,12 @@ class Asker:
     """Answers of a defence to an attack on `count` images, the data set's from `first` on.
 
     Where the purifier draws random numbers each look has fresh seeds, which follow from the attack's seed, the image and how
-    often there was a look before: the attacker does not know those that the service will draw.
+    often there was a look at it before: the attacker does not know those that the service will draw.
     """
 
     def __init__(self, defense: Defense, settings: AttackSettings, first: int, count: int) -> None:
-        self.defense, self._settings, self._first, self._count, self._looks = defense, settings, first, count, 0
+        self.defense, self._settings, self._first = defense, settings, first
+        self._looks = [0] * count
 
     def __call__(self, x: Tensor, rows: Tensor) -> Purified:
         """What the service answers. x: (n, C, H, W) in [0, 1], changed images; rows: (n,), which of the `count` they are."""
@@ -41,9 +42,11 @@ class Asker:
         """A fresh seed for each of the rows; None where the purifier draws nothing."""
         if not self.defense.info.random:
             return None
-        mine = [draws(self._settings, self._first + row, self._looks) for row in rows.tolist()]
-        self._looks += 1
-        return mine
+        return [self._seed(row) for row in rows.tolist()]
+
+    def _seed(self, row: int) -> int:
+        self._looks[row] += 1
+        return draws(self._settings, self._first + row, self._looks[row] - 1)
 
 
 def draws(settings: AttackSettings, index: int, look: int) -> int:

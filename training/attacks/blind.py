@@ -25,7 +25,8 @@ def static(classifier: Classifier, x: Tensor, y: Tensor, settings: AttackSetting
     """
     with torch.no_grad():
         seen = classifier(x)
-    x_adv, rows, indices = x.clone(), torch.arange(len(x), device=x.device), first + torch.arange(len(x))
+    x_adv, rows = x.clone(), torch.arange(len(x), device=x.device)
+    indices = first + rows
     for target, restart in attempts(settings):
         aimed = None if target is None else likely_wrong(seen[rows], y[rows], target)
         follow = criterion(settings, y[rows], aimed)
