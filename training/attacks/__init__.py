@@ -56,6 +56,8 @@ def knowing(
 
 def applies(defense: Defense, settings: AttackSettings) -> bool:
     """Whether an evaluation runs an attack on a defence: those by gradient need something to go by that others have not."""
-    if settings.mode == "bpda" and defense.info.kind == "none":  # that is PGD, which is blind there
+    if (
+        settings.mode == "bpda" or settings.whole
+    ) and defense.info.kind == "none":  # a blind attack does the same there
         return False
     return settings.mode not in BY_GRADIENT or lacks(defense, settings) is None

@@ -13,7 +13,8 @@
 
 `eot` draws of what is random are averaged in each gradient (Athalye et al.). An attack succeeds on an image as soon as *any*
 iterate that it asks about, the image itself among them, is misclassified: that one it sends, and leaves the image alone. Against
-a random defence it goes on to the last step, and sends what it has then.
+a random defence it goes on to the last step, and sends what it has then. What is asked last in modes that ask seldom is what the
+ascent ends with, with APGD the image of the highest loss.
 """
 
 from collections.abc import Callable, Sequence
@@ -72,32 +73,45 @@ class _Hunt:
 
     def __init__(self, defense: Defense, x: Tensor, y: Tensor, settings: AttackSettings, first: int) -> None:
         self.x, self.y, self.settings = x, y, settings
-        self.indices = first + torch.arange(len(x))
+        self.indices = first + torch.arange(len(x), device=x.device)
         self.ask, self.every = Asker(defense, settings, first, len(x)), EVERY.get(settings.mode, 1)
         self.right = torch.ones(len(x), dtype=torch.bool, device=x.device)
         self.sent = x.clone()
-        self.clean_logits: Tensor | None = None
+        self.seen: Tensor | None = None  # the logits of the images as they came
 
     def attempt(self, surrogate: Surrogate, target: int | None, restart: int) -> None:
         """One ascent of all images that withstood those before."""
         settings, rows = self.settings, self.right.nonzero().flatten()
-        ascent = begin(self.x, settings, drawn_start(self.x, settings, self.indices, restart), self.indices)
-        for step in range(settings.steps + 1):
+        start = drawn_start(self.x, settings, self.indices, restart)
+        if start is not None and self.seen is None:
+            rows, _ = self._asked(self.x, rows)
+        ascent = begin(self.x, settings, start, self.indices)
+        for step in range(settings.steps):
             purified = None
-            if step % self.every == 0 or step == settings.steps:
-                rows, purified = self._asked(ascent, rows)
-            if step == settings.steps or not len(rows):
+            if step % self.every == 0 and len(rows):
+                rows, purified = self._asked(ascent.x + ascent.delta, rows)
+            if not len(rows):
                 return
             for i, part in zip(range(0, len(rows), CHUNK), rows.split(CHUNK), strict=True):
                 shown = None if purified is None else purified[i : i + CHUNK]
                 ascent.climb(self._loss(surrogate, part, shown, target), part)
+        if len(rows):
+            self._asked(self._reached(ascent, surrogate, rows, target), rows)
 
-    def _asked(self, ascent: Ascent, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def _reached(self, ascent: Ascent, surrogate: Surrogate, rows: Tensor, target: int | None) -> Tensor:
+        """What the ascent ends with, (N, C, H, W); only the `rows` matter."""
+        images = ascent.x + ascent.delta
+        if self.every > 1 and self.settings.steps:  # else all iterates before were asked about
+            for part in rows.split(CHUNK):
+                images[part] = ascent.best(self._loss(surrogate, part, None, target), part)
+        return images
+
+    def _asked(self, images: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Those of the rows that the attack goes on with, and their purified images."""
-        self.sent[rows] = (ascent.x + ascent.delta)[rows]
+        self.sent[rows] = images[rows]
         found = self.ask(self.sent[rows], rows)
-        if self.clean_logits is None:
-            self.clean_logits = found.logits
+        if self.seen is None:
+            self.seen = found.logits
         withstood = found.logits.argmax(1) == self.y[rows]
         self.right[rows] &= withstood
         # One lucky draw is no reason to stop: what is sent should fool most of them.
@@ -107,8 +121,8 @@ class _Hunt:
     def _loss(
         self, surrogate: Surrogate, rows: Tensor, shown: Tensor | None, target: int | None
     ) -> Callable[[Tensor], Tensor]:
-        assert self.clean_logits is not None  # the first step always asks
-        aimed = None if target is None else likely_wrong(self.clean_logits[rows], self.y[rows], target)
+        assert self.seen is not None  # the first step always asks
+        aimed = None if target is None else likely_wrong(self.seen[rows], self.y[rows], target)
         follow = criterion(self.settings, self.y[rows], aimed)
         look = Look(shown, lambda: self.ask.seeds(rows))
         return lambda image: surrogate(image, follow, look)
@@ -141,6 +155,8 @@ def lacks(defense: Defense, settings: AttackSettings) -> str | None:
     }
     if settings.eot > 1 and not info.random:
         return "draws nothing at random to average over"
+    if settings.weight and not _descending(purifier):
+        return "has no loss of its own"
     return lacking[settings.mode]
 
 
@@ -180,8 +196,10 @@ def _mean(draws: int, one: Callable[[bool], Tensor]) -> Tensor:
 def _bpda(defense: Defense, settings: AttackSettings) -> Surrogate:
     def loss(image: Tensor, follow: Criterion, look: Look) -> Tensor:
         def one(is_first: bool) -> Tensor:
-            purified = look.purified if is_first else defense.purify(image.detach(), look.seeds()).image
-            assert purified is not None
+            # What was seen is not what a diverse input becomes.
+            purified = look.purified if is_first and not settings.diversity else None
+            if purified is None:
+                purified = defense.purify(image.detach(), look.seeds()).image
             return follow(defense.logits(_as_if_identity(image, purified)))
 
         return _mean(settings.eot, one)

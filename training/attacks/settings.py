@@ -25,6 +25,14 @@ BY_GRADIENT: tuple[Mode, ...] = ("two-view", "joint", "bpda", "end-to-end", "unr
 BY_QUERIES: tuple[Mode, ...] = ("square", "decision", "substitute")  # they see the defence's answers alone
 Norm = Literal["linf", "l2"]
 
+# Fields that only some modes read: in others they would promise what isn't done.
+READ_BY: dict[str, tuple[Mode, ...]] = {
+    "targets": ("static", *BY_GRADIENT),
+    "weight": ("joint", "two-view"),
+    "followed": ("trajectory", "unrolled"),
+    "eot": ("bpda", "trajectory", "end-to-end", "unrolled"),
+}
+
 
 class AttackSettings(BaseModel):
     """An attack and its budget. steps = 1 with step_size = epsilon is FGSM."""
@@ -100,6 +108,17 @@ class AttackSettings(BaseModel):
         if self.whole and self.mode != "autoattack":
             raise ValueError(
                 f"attack {self.name!r}: `whole` is for autoattack; mode {self.mode!r} knows what it attacks"
+            )
+        for field, readers in READ_BY.items():
+            if self.mode not in readers and getattr(self, field) != type(self).model_fields[field].default:
+                known = ", ".join(readers)
+                raise ValueError(f"attack {self.name!r}: mode {self.mode!r} has no {field}; these have: {known}")
+        climbs = self.mode in ("static", "features", "substitute", *BY_GRADIENT)
+        if climbs and self.algorithm == "pgd" and self.steps and not self.step_size:
+            raise ValueError(f"attack {self.name!r}: {self.steps} steps of size 0 lead nowhere; give a step_size")
+        if self.sign_start and (self.norm != "linf" or self.sign_start > self.epsilon):
+            raise ValueError(
+                f"attack {self.name!r}: a sign_start is for l_inf, and at most epsilon, or it leaves the ball"
             )
         if self.mode == "features" and not self.random_start:
             raise ValueError(
