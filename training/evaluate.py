@@ -235,7 +235,10 @@ class Evaluation:
         """The incoming images of a blind attack: the same for every purifier of the checkpoint, made once."""
         if attack.name not in self._adversarial:
             n, flags, parts = self.images(attack), list[str](), []
-            for first, x, y in in_chunks(self.x[:n], self.y[:n]):
+            x, y = self.x[:n], self.y[:n]
+            # AutoAttack makes parts itself, and warns of what it sees in all of them.
+            chunks = [(0, x, y)] if attack.mode == "autoattack" else in_chunks(x, y)
+            for first, x, y in chunks:
                 made, said = self._attack(defense, x, y, attack, self.plan.first + first)
                 parts.append(made)
                 flags += said

@@ -5,6 +5,7 @@ gradients, Square better than gradients. Here they come back as `flags`; trainin
 """
 
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,13 +21,14 @@ from training.attacks.settings import AttackSettings
 
 PARTS = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
+LEAST_CLASSES = {"apgd-dlr": 3, "apgd-t": 4}  # of their losses
 
 
 def foolbox_attack(classifier: Classifier, x: Tensor, y: Tensor, settings: AttackSettings) -> Tensor:
     """Images by an attack of Foolbox, clipped to the budget in the attack's norm. (N, C, H, W), (N,) -> (N, C, H, W).
 
     Raises:
-        ValueError: Foolbox isn't installed, or has no such attack.
+        ValueError: Foolbox isn't installed, has no such attack, or that has no such arguments.
     """
     try:
         from foolbox import attacks
@@ -34,14 +36,26 @@ def foolbox_attack(classifier: Classifier, x: Tensor, y: Tensor, settings: Attac
     except ImportError as error:
         raise ValueError(f"attack {settings.name!r} needs Foolbox: pip install 'unperturb[attacks]'") from error
     kind = getattr(attacks, str(settings.attack), None)
-    if kind is None:
+    if not isinstance(kind, type):
         raise ValueError(f"attack {settings.name!r}: Foolbox has no {settings.attack}")
     # Numbers of steps are whole, and TOML tells 3 from 3.0; the settings model doesn't.
     arguments = {name: int(value) if value.is_integer() else value for name, value in settings.arguments.items()}
+    try:
+        attack = kind(**arguments)
+    except TypeError as error:
+        raise ValueError(f"attack {settings.name!r}: {error}") from error
     model = PyTorchModel(classifier, bounds=(0, 1), device=x.device)
-    with torch.enable_grad():
-        _, clipped, _ = kind(**arguments)(model, x.contiguous(), y, epsilons=settings.epsilon)
+    with torch.enable_grad(), _own_draws(settings.seed):
+        _, clipped, _ = attack(model, x.contiguous(), y, epsilons=settings.epsilon)
     return clipped.detach()  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _own_draws(seed: int) -> Iterator[None]:
+    """The libraries draw from torch's global generators: not from where those were, and they are put back."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        yield
 
 
 def autoattack(
@@ -52,7 +66,7 @@ def autoattack(
     logits: (N, C, H, W) in [0, 1] -> (N, K), differentiable as far as it is. `settings.attack`: "standard" or one of `PARTS`.
 
     Raises:
-        ValueError: the library isn't installed, or has no such attack.
+        ValueError: the library isn't installed, has no such attack, or there are too few classes for it.
     """
     if settings.attack not in ("standard", *PARTS):
         known = ", ".join(("standard", *PARTS))
@@ -62,6 +76,11 @@ def autoattack(
     except ImportError as error:
         raise ValueError(f"attack {settings.name!r} needs AutoAttack: pip install 'unperturb[attacks]'") from error
     parts = STANDARD if settings.attack == "standard" else (settings.attack,)
+    with torch.no_grad():
+        classes = logits(x[:1]).shape[1]
+    for part, least in LEAST_CLASSES.items():
+        if part in parts and classes < least:
+            raise ValueError(f"attack {settings.name!r}: {part} compares {least} classes; the classifier has {classes}")
     checks.funcs.update(dict.fromkeys(checks.funcs, 0))  # it counts from the process's start on
     made = AutoAttack(
         _Module(logits),
@@ -72,8 +91,8 @@ def autoattack(
         attacks=list(parts),
         device=x.device,
     )
-    _as_standard(made, classes=logits(x[:1]).shape[1], queries=settings.steps)
-    with _flags() as flags, torch.random.fork_rng(devices=[]):
+    _as_standard(made, classes, queries=settings.steps)
+    with _flags() as flags, _own_draws(settings.seed):
         x_adv, _ = made.run_standard_evaluation(x.contiguous(), y, batch_size=CHUNK)
     return x_adv.detach(), tuple(dict.fromkeys(flags))
 
@@ -98,21 +117,24 @@ class _Module(nn.Module):
 
 @contextmanager
 def _flags() -> Iterator[list[str]]:
-    """What the library's logger warns of, in place of its output."""
+    """What the library's logger warns of, in place of its output; whatever the level of logging, it is kept."""
     logger, found = logging.getLogger("auto-attack"), list[str]()
 
     class Keep(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             found.append(record.getMessage())
 
-    handler, propagate = Keep(logging.WARNING), logger.propagate
+    handler, before, trace = Keep(logging.WARNING), (logger.propagate, logger.level), sys.gettrace()
     logger.addHandler(handler)
     logger.propagate = False
+    logger.setLevel(logging.WARNING)
     try:
         yield found
     finally:
         logger.removeHandler(handler)
-        logger.propagate = propagate
+        logger.propagate = before[0]
+        logger.setLevel(before[1])
+        sys.settrace(trace)  # the library's check for dynamic defences leaves none
 
 
 def autoattack_whole(defense: Defense, x: Tensor, y: Tensor, settings: AttackSettings, first: int = 0) -> Survived:
