@@ -19,6 +19,8 @@ PLANS = Path(__file__).parent / "plans"
 # The l_inf balls of the papers' tables, [0, 1] units. Other data sets need a budget of their own.
 BUDGETS = {"cifar10": 8 / 255, "mnist": 0.3}
 
+NUMBER = r"\d*\.?\d+"
+
 
 class EvaluationError(Exception):
     """An evaluation can't run; the message says why and what to do."""
@@ -72,7 +74,8 @@ def load_plan(name: str, data: str, overrides: Mapping[str, Any] | None = None, 
         raise EvaluationError(
             f"plan {path.stem!r} is for the data set {only!r}; this checkpoint was trained on {data!r}"
         )
-    found = budget or BUDGETS.get(data)
+    own = fields.pop("budget", BUDGETS.get(data))
+    found = own if budget is None else budget
     if found is None:
         raise EvaluationError(
             f"no budget is known for the data set {data!r}; give one with --epsilon, for example --epsilon 8/255"
@@ -99,8 +102,9 @@ def length(text: str, budget: float | None = None) -> float:
     Raises:
         ValueError: it is none of these.
     """
-    found = re.fullmatch(r"(?:([\d.]+)\s*\*\s*)?(budget|[\d.]+)(?:\s*/\s*([\d.]+))?", text.strip())
-    if not found or (found[2] == "budget" and budget is None):
+    found = re.fullmatch(rf"(?:({NUMBER})\s*\*\s*)?(budget|{NUMBER})(?:\s*/\s*({NUMBER}))?", text.strip())
+    divisor = float(found[3] or 1) if found else 0.0
+    if not found or not divisor or (found[2] == "budget" and budget is None):
         raise ValueError(f"{text!r} is no length: write a number, a fraction such as 8/255, or a share of the budget")
     unit = budget if found[2] == "budget" and budget is not None else float(found[2])
-    return float(found[1] or 1) * unit / float(found[3] or 1)
+    return float(found[1] or 1) * unit / divisor
