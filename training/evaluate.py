@@ -10,7 +10,7 @@ import platform
 import time
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from torch import Tensor
 
 from models.catalog import CHUNK, Catalog, Defense, build_defense
 from models.checkpoint import Card, CheckpointError, Measurement, PurifierEntry
+from models.networks import frozen_network
+from models.purifiers import Purified
 from models.purifiers.chain import Chain
 from models.purifiers.descending import DescentPurifier
 from training import paper
@@ -55,8 +57,10 @@ class Cell(BaseModel):
     """One accuracy, with the outcome of each image ('1': right) in test set order.
 
     forward, backward: passes an image through the networks, the attack's and the defence's. objectives: the purifier's own
-    loss on each incoming image, in test set order. seconds: of attack and defence. What is made once for several purifiers
-    counts with the first.
+    loss on each incoming image, in test set order; objective_after: its mean on what was made of them. bare: the accuracy of
+    the classifier alone on what was sent to a purifier. seconds: of attack and defence. What is made once for several
+    purifiers counts with the first; purify_seconds doesn't: the processor's time, all threads together, for purifying and
+    classifying what was sent.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -75,6 +79,9 @@ class Cell(BaseModel):
     forward: float | None = None
     backward: float | None = None
     objectives: str | None = None
+    objective_after: float | None = None
+    bare: float | None = None
+    purify_seconds: float | None = None
     redrawn: Redrawn | None = None
     flags: tuple[str, ...] = Field(default=(), description="what a library's attack had to say against its result")
 
@@ -122,8 +129,10 @@ def fitted(catalog: Catalog, model: str, plan: Plan) -> Fitted:
     return Fitted(plan.model_copy(update={"attacks": kept}), sources, tuple(name for name in named if name not in have))
 
 
-def variants_of(defense: Defense, path: Path) -> list[Defense]:
-    """The purifiers of a TOML file (`[NAME]` with `kind` and `settings`) on a checkpoint's network.
+def variants_of(defenses: Sequence[Defense], path: Path) -> list[Defense]:
+    """The purifiers of a TOML file (`[NAME]` with `kind` and `settings`) on the networks of `defenses`.
+
+    A variant has the network and the calibration of the first of them of its kind.
 
     Raises:
         EvaluationError: the file is missing or wrong.
@@ -131,10 +140,16 @@ def variants_of(defense: Defense, path: Path) -> list[Defense]:
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
         entries = {name: PurifierEntry.model_validate(table) for name, table in tables.items()}
-        card = defense.card.model_copy(update={"purifiers": entries})
-        return [build_defense(name, card, defense.classifier, defense.device) for name in entries]
+        return [_variant(name, entries, defenses) for name in entries]
     except (OSError, tomllib.TOMLDecodeError, ValidationError, CheckpointError) as error:
         raise EvaluationError(f"{path}: {error}") from error
+
+
+def _variant(name: str, entries: dict[str, PurifierEntry], defenses: Sequence[Defense]) -> Defense:
+    like = next((defense for defense in defenses if defense.info.kind == entries[name].kind), defenses[0])
+    card = like.card.model_copy(update={"purifiers": entries})
+    network = frozen_network(like.addons[0].network(), like.device) if like.addons else None
+    return replace(build_defense(name, card, like.classifier, like.device, network), addons=like.addons)
 
 
 class Evaluation:
@@ -197,7 +212,6 @@ class Evaluation:
             return
         x, y, started = self.x[:n], self.y[:n], time.perf_counter()
         any_right: Tensor | None = None
-        flags: tuple[str, ...] = ()
         sources = [self._sources[attack.source]] if attack.source else []
         with counted(defense, *sources) as passes:
             if attack.aware:
@@ -206,12 +220,14 @@ class Evaluation:
                 except ValueError as error:  # a library is missing
                     raise EvaluationError(str(error)) from error
                 right, incoming, flags = found.right, found.image, found.flags
+                own = {"bare": _bare(defense, incoming, y)}
             else:
                 incoming, flags = self._attacked(defense, attack)
-                right, any_right = _right(defense, incoming, y, oracle, self._seeds(defense, attack, n))
+                right, any_right, own = _right(defense, incoming, y, oracle, self._seeds(defense, attack, n))
         facts = {
             "seconds": round(time.perf_counter() - started, 1),
             "flags": flags,
+            **own,
             **_spent(passes, n),
             **self._suspected(defense, incoming, attack),
             "redrawn": self._redrawn(defense, incoming, y, attack),
@@ -361,17 +377,36 @@ def _addons(defenses: Sequence[Defense]) -> dict[str, Any]:
 
 def _right(
     defense: Defense, x: Tensor, y: Tensor, oracle: bool, seeds: Sequence[int] | None
-) -> tuple[Tensor, Tensor | None]:
-    """(N,) bool: right as served; and, where the purifier chooses from candidates, right under any of them."""
+) -> tuple[Tensor, Tensor | None, dict[str, float | None]]:
+    """(N,) bool: right as served; where the purifier chooses from candidates, right under any of them; and a cell's facts."""
     if not oracle or not isinstance(defense.purifier, DescentPurifier) or not defense.purifier.chooses:
-        return defense.purify(x, seeds).logits.argmax(1) == y, None
-    right, any_right = [], []
+        started = time.process_time()
+        purified = defense.purify(x, seeds)
+        seconds = round(time.process_time() - started, 3) if x.device.type == "cpu" else None
+        return purified.logits.argmax(1) == y, None, {"purify_seconds": seconds, **_after([purified])}
+    right, any_right, found = [], [], []
     for first, part, labels in in_chunks(x, y):
         own = seeds and seeds[first : first + len(part)]
         purified, candidates = defense.purifier.purify_with_candidates(part, own)
+        found.append(purified)
         right.append(purified.logits.argmax(1) == labels)
         any_right.append((torch.stack(candidates).argmax(2) == labels).any(0))
-    return torch.cat(right), torch.cat(any_right)
+    return torch.cat(right), torch.cat(any_right), _after(found)
+
+
+def _after(parts: Sequence[Purified]) -> dict[str, float | None]:
+    """The purifier's mean loss on its own images; of a chain that of the first that has one. Nothing where it has none."""
+    found = [part.objective_after for part in parts if part.objective_after is not None]
+    return {"objective_after": float(f"{torch.cat(found).mean():.5g}")} if found else {}
+
+
+@torch.no_grad()
+def _bare(defense: Defense, x: Tensor, y: Tensor) -> float | None:
+    """Accuracy of the classifier alone; None where that is the defence."""
+    if defense.info.kind == "none":
+        return None
+    right = [defense.classifier(part).argmax(1) == labels for _, part, labels in in_chunks(x, y)]
+    return round(float(torch.cat(right).float().mean()), 6)
 
 
 def _spent(passes: Passes, n: int) -> dict[str, float]:

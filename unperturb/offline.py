@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from training.evaluate import Cell
 
 # Told here so that `--help` needn't import the training package.
-PLANS = "quick, standard, adaptive-full, paper-soap, paper-aid, paper-nrp, paper-reverse, paper-pix2pix"
+PLANS = "quick, standard, adaptive-full, budgets, steps, paper-soap, paper-aid, paper-nrp, paper-reverse, paper-pix2pix"
 
 PerImage = Annotated[int | None, typer.Option(min=1, help="Images; default: the plan's.")]
 
@@ -128,7 +128,7 @@ def evaluate(
     data_set = evaluation.trained_on(defenses[0].card)
     chosen = load_plan(plan, data_set, overrides, length(epsilon) if epsilon else None)
     if variants:
-        defenses = evaluation.variants_of(defenses[0], variants)
+        defenses = evaluation.variants_of(defenses, variants)
     file = out or Path("runs") / "results" / f"{model}-{classifier}-{chosen.name}.json"
     fit = evaluation.fitted(catalog, model, chosen)
     for name in fit.missing:

@@ -7,9 +7,10 @@ import pytest
 import torch
 from rich.console import Console
 
-from models.catalog import Catalog
+from models.catalog import ZOO, Catalog
 from models.checkpoint import read_card, write_card
 from models.classifiers import build_classifier, frozen
+from training.attacks import AttackSettings, knowing
 from training.attacks.blind import static
 from training.evaluate import (
     Evaluation,
@@ -24,6 +25,7 @@ from training.recipe import load_recipe
 from training.train import train
 
 DATA = Path(__file__).parents[1] / "data"
+VARIANTS = Path(__file__).parents[2] / "benchmarks" / "variants"
 FEW = {"n": 40, "adaptive_n": 8}
 
 
@@ -158,11 +160,63 @@ def test_variants_come_from_a_file(defenses, tmp_path):
         '[one-step]\nkind = "soap-dr"\n[one-step.settings]\nselection = "fixed"\n'
         "budgets = [0.3]\nstep_size = 0.3\nsteps = 1\n"
     )
-    (variant,) = variants_of(defenses[0], path)
+    (variant,) = variants_of(defenses, path)
     assert variant.info.forward_passes == 2
     path.write_text('[bad]\nkind = "soap-dr"\n[bad.settings]\nstep = 1\n')
     with pytest.raises(EvaluationError, match="selection"):
-        variants_of(defenses[0], path)
+        variants_of(defenses, path)
+
+
+def test_cells_tell_what_purification_left_and_took(defenses, plan, data, tmp_path, quiet):
+    cells = Evaluation(defenses, plan, tmp_path / "r.json", data).run(quiet, attacks=["pgd", "bpda"], oracle=False)
+    purified = cell(cells, "soap-dr", "pgd")
+    incoming = [float(value) for value in purified.objectives.split()]
+    assert 0 < purified.objective_after < sum(incoming) / len(incoming)
+    assert purified.purify_seconds > cell(cells, "none", "pgd").purify_seconds > 0
+    assert cell(cells, "none", "pgd").objective_after is None
+    assert cell(cells, "soap-dr", "bpda").purify_seconds is None
+
+
+def test_time_with_the_oracles_candidates_is_not_the_purifiers(defenses, plan, data, tmp_path, quiet):
+    cells = Evaluation(defenses, plan, tmp_path / "r.json", data).run(quiet, attacks=["fgsm"])
+    assert cell(cells, "soap-dr", "fgsm").purify_seconds is None
+    assert cell(cells, "none", "fgsm").purify_seconds is not None
+
+
+def test_the_bare_classifier_reads_what_was_sent_to_the_purifier(defenses, plan, data, tmp_path, quiet):
+    joint = AttackSettings(name="joint", mode="joint", epsilon=0.3, step_size=0.1, steps=3)
+    evaluation = Evaluation(defenses, plan.model_copy(update={"attacks": (joint,)}), tmp_path / "r.json", data)
+    found = cell(evaluation.run(quiet), "soap-dr", "joint")
+    x, y = evaluation.x[: plan.adaptive_n], evaluation.y[: plan.adaptive_n]
+    (purifier,) = [each for each in defenses if each.name == "soap-dr"]
+    sent = knowing(purifier, x, y, joint).image
+    right_sent, right_clean = (float((purifier.classifier(each).argmax(1) == y).float().mean()) for each in (sent, x))
+    assert found.bare == right_sent < right_clean
+
+
+def test_a_variant_of_an_add_on_has_its_network():
+    zoo = [ZOO / "cifar10-resnet18-at", ZOO / "cifar10-aid-resnet18-at"]
+    shipped = defenses_of(Catalog.open(zoo), "cifar10", "resnet18-at")
+    found = {one.name: one for one in variants_of(shipped, VARIANTS / "aid-steps.toml")}
+    (aid,) = [one for one in shipped if one.name == "aid"]
+    assert (found["aid-5"].addon_sha256, found["none"].addon_sha256) == (aid.addon_sha256, ())
+    torch.manual_seed(0)
+    x = torch.rand(2, 3, 32, 32)
+    assert torch.equal(found["aid-10"].purify(x).image, aid.purify(x).image)
+
+
+@pytest.mark.parametrize(
+    ("model", "classifier", "file"),
+    [
+        ("cifar10", "resnet18-soap-lc", "soap-lc-budgets"),
+        ("cifar10", "resnet18-soap-rp", "soap-rp-budgets"),
+        ("mnist", "cnn-soap-dr", "soap-dr-budgets"),
+        ("cifar10", "resnet18-at", "reverse-steps"),
+    ],
+)
+def test_shipped_comparisons_can_be_built(model, classifier, file):
+    defenses = defenses_of(Catalog.open(), model, classifier)
+    assert len(variants_of(defenses, VARIANTS / f"{file}.toml")) > 5
 
 
 def test_unknown_names_list_the_known_ones(trained, tmp_path, plan, defenses):
