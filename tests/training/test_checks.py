@@ -141,6 +141,10 @@ def test_knowing_the_defence_must_not_hurt():
     assert checks.of_results([cell("p", "static", "0" * 100, epsilon=0.6), aware]) == []  # it may do more
 
 
+def test_attacks_on_a_bare_classifier_know_it():
+    assert checks.of_results([cell("none", "static", "0" * 100), cell("none", "decision", "1" * 100)]) == []
+
+
 def test_every_flaw_is_explained():
     text = (Path(__file__).parents[2] / "docs" / "checks.md").read_text()
     source = Path(checks.__file__).read_text()
