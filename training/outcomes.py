@@ -1,31 +1,50 @@
 """What remains of a defence under every attack that was tried on it: image by image, not attack by attack."""
 
-import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from training.attacks import BLIND
+from training.attacks import BLIND, BY_QUERIES, AttackSettings
 from training.evaluate import Cell
+from training.results import Bench, Result, Rows, benches, read_results
 
 
 @dataclass(frozen=True)
 class Worst:
-    """A defence's accuracies, shares in [0, 1].
+    """A defence's accuracies, shares in [0, 1]; None where nothing of the kind was tried.
 
-    blind: of images right under every attack on the classifier alone. worst: of those right under every attack of any mode,
-    and as they come. n: images that were in all of them. strongest: the one attack with the lowest accuracy among those.
+    clean: as the images come. blind: of images right as they come and under every attack on the classifier alone; transfer:
+    and under every one made on another classifier; adaptive: under every attack that knows the defence, by gradients; queries:
+    by its answers alone. Without a purifier the attacks on the classifier know all there is: they are its adaptive ones too.
+    worst: of images right under all of these. n: the images that were in all of them, for `blind` and so on the images that
+    were in all of that kind. strongest: the one attack with the lowest accuracy among the n.
+
+    again: for a defence that draws random numbers the lowest mean, over fresh seeds, of what adaptive attacks sent.
+    alone: the bare classifier's accuracy under AutoAttack. passes: forward and backward ones of a clean image.
     """
 
-    model: str
-    classifier: str
+    bench: Bench
     purifier: str
-    clean: float
-    blind: float
+    clean: float | None
+    blind: float | None
+    transfer: float | None
+    adaptive: float | None
+    queries: float | None
     worst: float
     n: int
     strongest: str
+    again: float | None = None
+    alone: float | None = None
+    passes: tuple[float, float] | None = None
+
+    @property
+    def model(self) -> str:
+        return self.bench.model
+
+    @property
+    def classifier(self) -> str:
+        return self.bench.classifier
 
 
 def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
@@ -41,41 +60,87 @@ def withstood(cells: Iterable[Cell]) -> float:
     return sum(all(outcome == "1" for outcome in image) for image in images) / len(images)
 
 
-def worst_cases(files: Sequence[Path]) -> list[Worst]:
-    """Every defence of these result files, the one with the most left first; files of one classifier are taken together.
+def transferred(attack: AttackSettings, classifier: str) -> bool:
+    """Whether its images were made on another classifier."""
+    return attack.source not in (None, classifier)
 
-    Left out: what nobody attacked itself, since images made for something else say little of it.
+
+def kind_of(attack: AttackSettings, classifier: str) -> str:
+    """What an attacker of this classifier had to know: none, blind, transfer, adaptive or queries."""
+    if attack.mode == "none":
+        return "none"
+    if attack.mode in BLIND and not attack.aware:
+        return "transfer" if transferred(attack, classifier) else "blind"
+    return "queries" if attack.mode in BY_QUERIES else "adaptive"
+
+
+def worst_cases(files: Sequence[Path]) -> list[Worst]:
+    """`worst_of` these result files."""
+    return worst_of(read_results(files))
+
+
+def worst_of(results: Sequence[Result]) -> list[Worst]:
+    """Every defence of these results, the one with the most left first; files of one classifier are taken together.
+
+    Left out: what nobody attacked itself, since images made for something else say little of it; other norms and larger
+    budgets.
     """
-    cells: dict[tuple[str, str, str], list[Cell]] = {}
-    for file in files:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        for each in map(Cell.model_validate, found["cells"]):
-            if not each.oracle and each.attack.stays_within(found["budget"]):
-                cells.setdefault((found["model"], found["classifier"], each.purifier), []).append(each)
-    rows = [_worst(*names, mine) for names, mine in cells.items() if _attacked(names[1], names[2], mine)]
-    return sorted(rows, key=lambda row: (row.model, -row.worst, -row.clean))
+    rows = [row for bench, found in benches(results).items() for row in _worst_of_bench(bench, found)]
+    return sorted(rows, key=lambda row: (row.model, -row.worst, -(row.clean or 0)))
+
+
+def _worst_of_bench(bench: Bench, rows: Rows) -> list[Worst]:
+    cells = {
+        purifier: [each.cell for each in measured if each.cell.attack.stays_within(bench.budget)]
+        for purifier, measured in rows.items()
+    }
+    cells = {purifier: mine for purifier, mine in cells.items() if _attacked(bench.classifier, purifier, mine)}
+    images = {purifier: min(cell.n for cell in mine) for purifier, mine in cells.items()}
+    others = [n for purifier, n in images.items() if purifier != "none"]
+    if "none" in images and others:  # others' results end at the images that the strongest attacks saw
+        images["none"] = min(images["none"], max(others))
+    alone = min((cell.accuracy for cell in cells.get("none", []) if _is_autoattack(cell.attack)), default=None)
+    return [_worst(bench, purifier, mine, images[purifier], alone) for purifier, mine in cells.items()]
+
+
+def _is_autoattack(attack: AttackSettings) -> bool:
+    return attack.mode == "autoattack" and attack.attack == "standard"
 
 
 def _attacked(classifier: str, purifier: str, cells: Sequence[Cell]) -> bool:
     """Whether one of the attacks knew the defence; without a purifier that is one on the classifier's own labels."""
     if purifier == "none":
-        own = [cell.attack for cell in cells if cell.attack.source in (None, classifier)]
+        own = [cell.attack for cell in cells if not transferred(cell.attack, classifier)]
         return any(attack.mode in BLIND and attack.mode != "features" for attack in own)
     return any(cell.attack.aware for cell in cells)
 
 
-def _worst(model: str, classifier: str, purifier: str, cells: Sequence[Cell]) -> Worst:
-    n = min(len(cell.outcomes) for cell in cells)
-    if purifier == "none":  # others' results end at the images that the strongest attacks saw
-        n = min(n, 200)
+def _worst(bench: Bench, purifier: str, cells: Sequence[Cell], n: int, alone: float | None) -> Worst:
+    def under(kinds: Sequence[str]) -> float | None:
+        mine = [cell for cell in cells if kind_of(cell.attack, bench.classifier) in kinds]
+        return withstood(clean + mine) if mine else None
+
+    clean = sorted((c for c in cells if c.attack.mode == "none"), key=lambda c: (-c.n, c.forward is None))[:1]
     strongest = min(cells, key=lambda cell: cell.outcomes[:n].count("1"))
+    aware = [cell for cell in cells if kind_of(cell.attack, bench.classifier) == "adaptive"]
+    spent = clean and (clean[0].forward, clean[0].backward)
     return Worst(
-        model=model,
-        classifier=classifier,
+        bench=bench,
         purifier=purifier,
-        clean=next(cell.accuracy for cell in cells if cell.attack.mode == "none"),
-        blind=withstood(cell for cell in cells if cell.attack.mode in ("none", *BLIND)),
-        worst=withstood(cell.model_copy(update={"outcomes": cell.outcomes[:n]}) for cell in cells),
+        clean=clean[0].accuracy if clean else None,
+        blind=under(["blind"]),
+        transfer=under(["transfer"]),
+        adaptive=under(["blind", "adaptive"] if purifier == "none" else ["adaptive"]),
+        queries=under(["queries"]),
+        worst=withstood(first(cell, n) for cell in cells),
         n=n,
         strongest=strongest.attack.name,
+        again=min((cell.redrawn.mean for cell in aware if cell.redrawn), default=None),
+        alone=alone,
+        passes=(spent[0], spent[1]) if spent and spent[0] is not None and spent[1] is not None else None,
     )
+
+
+def first(cell: Cell, n: int) -> Cell:
+    """The cell as if it had been measured on its first n images."""
+    return cell.model_copy(update={"outcomes": cell.outcomes[:n], "n": n})

@@ -1,5 +1,6 @@
 """Fixtures on the shipped images: the first 256 training and test images of each data set."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,19 @@ def beside(tiny, data, quiet, tmp_path):
         return folder
 
     return make
+
+
+@pytest.fixture
+def results(tmp_path):
+    """A result file of these cells, with only what matters in its header."""
+
+    def write(name, *cells, model="cifar10", classifier="c", **header):
+        told = {"model": model, "classifier": classifier, "budget": 8 / 255, **header}
+        file = tmp_path / name
+        file.write_text(json.dumps({**told, "cells": [each.model_dump(mode="json") for each in cells]}))
+        return file
+
+    return write
 
 
 @pytest.fixture(autouse=True)
