@@ -1,0 +1,103 @@
+"""AID's Tables 1 (7), 3 (10), 4, 11 and 13: purifiers beside a frozen classifier, under attacks on that classifier alone."""
+
+from collections.abc import Mapping, Sequence
+
+from training import paper
+from training.evaluate import Cell
+from training.outcomes import withstood
+from training.report.layout import beside, kept, percent, table
+from training.results import Planned, Result, planned
+
+FIVE = {"none": "clean", "pgd": "PGD", "cw": "C&W", "deepfool": "DF", "mim": "MIM"}
+BLIND = {"none": "no attack", "fgsm": "FGSM", "pgd": "PGD", "pgd-100": "PGD-100", "mim": "MIM", "deepfool": "DeepFool"}
+BLIND |= {"cw": "C&W", "features": "features"}
+AWARE = {"bpda": "BPDA", "bpda-eot": "BPDA, EOT", "unrolled": "unrolled", "end-to-end": "end to end"}
+
+Elsewhere = Mapping[str, tuple[float, float]]
+
+
+def exhaustive(results: Sequence[Result], heads: Mapping[str, str] = FIVE) -> str:
+    """Tables 3 and 10: attacks that are blind to the purifier, their worst case image by image, and others."""
+    found = planned(results, "paper-aid")
+    aware = kept(AWARE, found)
+    rows = []
+    for each, purifier, mine in _defences(found):
+        all_there = [mine[name] for name in heads if name in mine]
+        worst = percent(withstood(all_there)) if len(all_there) == len(heads) else ""
+        shown = [beside(each, mine.get(name)) for name in heads]
+        rows.append([each.classifier, purifier, *shown, worst, *(beside(each, mine.get(name)) for name in aware)])
+    return table(["classifier", "purifier", *heads.values(), "worst of these", *aware.values()], rows)
+
+
+def _defences(found: Sequence[Planned]) -> list[tuple[Planned, str, dict[str, Cell]]]:
+    return [(each, f"`{purifier}`", each.of(purifier)) for each in found for purifier in each.purifiers()]
+
+
+def worst(results: Sequence[Result]) -> str:
+    """Tables 1 and 7: the lowest of Table 3's columns, the purifier alone (natural training) and as an add-on."""
+    found = planned(results, "paper-aid")
+    lowest: dict[str, dict[str, str]] = {}
+    for each in found:
+        for purifier in each.purifiers():
+            mine = each.of(purifier)
+            if all(name in mine for name in FIVE):
+                paper_row = paper.AID.get((each.classifier, purifier))
+                told = "" if paper_row is None else f" ({min(paper_row.values()):.1f})"
+                share = min(mine[name].accuracy for name in FIVE)
+                lowest.setdefault(purifier, {})[each.classifier] = percent(share) + told
+    heads = [each.classifier for each in found]
+    rows = [[f"`{purifier}`", *(shown.get(head, "") for head in heads)] for purifier, shown in lowest.items()]
+    return table(["purifier", *heads], rows)
+
+
+def sensitivity(results: Sequence[Result]) -> str:
+    """Table 11: PGD of 40 steps by its budget in 255ths, and of 8/255 by its steps."""
+    found = planned(results, "paper-aid")
+    budgets = kept({f"pgd-eps-{eps}": f"{eps}/255" for eps in paper.AID_SVHN_BUDGETS}, found)
+    steps = kept({f"pgd-iter-{steps}": f"{steps} steps" for steps in paper.AID_SVHN_ITERATIONS}, found)
+    heads = budgets | steps
+    rows = [
+        [each.classifier, purifier, *(beside(each, mine.get(name)) for name in heads)]
+        for each, purifier, mine in _defences(found)
+        if any(name in mine for name in heads)
+    ]
+    told = _elsewhere("by budget, in 255ths", paper.AID_SVHN_BUDGETS), _elsewhere("by steps", paper.AID_SVHN_ITERATIONS)
+    return _with(
+        table(["classifier", "purifier", *heads.values()], rows), "over Madry et al.'s network " + "; ".join(told)
+    )
+
+
+def black_box(results: Sequence[Result]) -> str:
+    """Table 4: queries, and images made on the same and on other networks."""
+    found = planned(results, "standard")
+    heads = {"square": "Square, on the defence", "apgd-ce": "made on the classifier"}
+    heads |= {f"transfer-{source}": f"on {source}" for source in ("vgg19-natural", "resnet18-natural", "resnet18-at")}
+    told = [_elsewhere(name, row) for name, row in paper.AID_SVHN_BLACK_BOX.items()]
+    return _with(_beside_none(found, kept(heads, found)), "; ".join(told))
+
+
+def autoattack(results: Sequence[Result]) -> str:
+    """Table 13: AutoAttack on the classifier alone."""
+    found = planned(results, "standard")
+    return _with(
+        _beside_none(found, kept({"autoattack": "AutoAttack, on the classifier"}, found)),
+        _elsewhere("by the network's training", paper.AID_SVHN_AUTOATTACK),
+    )
+
+
+def _beside_none(found: Sequence[Planned], heads: Mapping[str, str]) -> str:
+    """The classifiers that `aid` protects, alone and with it."""
+    rows = [
+        [each.classifier, purifier, *(beside(each, mine.get(name)) for name in heads)]
+        for each, purifier, mine in _defences([each for each in found if "aid" in each.purifiers()])
+        if purifier in ("`none`", "`aid`") and any(name in mine for name in heads)
+    ]
+    return table(["classifier", "purifier", *heads.values()], rows)
+
+
+def _elsewhere(what: str, found: Elsewhere) -> str:
+    return f"{what}: " + ", ".join(f"{name} {before:g} / {after:g}" for name, (before, after) in found.items())
+
+
+def _with(shown: str, elsewhere: str) -> str:
+    return shown and f"{shown}\n\nThe paper's, on SVHN, without / with its purifier, {elsewhere}."
