@@ -13,6 +13,8 @@ from service.app import create_app
 from service.settings import Settings
 from training.attacks import BLIND
 from training.evaluate import Cell
+from training.report.page import PICTURES, report
+from training.results import load_results
 from training.tables import PAGES, RESULTS, TABLES, rendered
 from unperturb import settings
 
@@ -24,6 +26,11 @@ def test_tables_are_what_the_results_say(page):
     text = page.read_text()
     assert "<!-- table:" in text
     assert rendered(text) == text, "run: python -m training.tables"
+
+
+def test_the_results_page_is_what_the_results_say():
+    page = (RESULTS / "README.md").read_text()
+    assert page.partition(PICTURES)[0].rstrip() == report(load_results(RESULTS)).rstrip(), "run: unperturb report"
 
 
 def test_every_table_stands_somewhere():
@@ -76,7 +83,7 @@ def test_the_settings_page_is_what_the_command_prints():
 
 
 def test_links_lead_somewhere():
-    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md"), RESULTS / "README.md"]:
         for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 

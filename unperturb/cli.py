@@ -91,7 +91,7 @@ def _percent(share: float | None) -> str:
 
 
 for command in (
-    *(images.classify, images.purify, offline.train, offline.evaluate, offline.convert),
+    *(images.classify, images.purify, offline.train, offline.evaluate, offline.report, offline.convert),
     *(keys.key, settings.settings),
 ):
     app.command()(command)

@@ -1,4 +1,4 @@
-"""`unperturb train`, `evaluate` and `convert`. They need the training package, which a serving image may leave out."""
+"""`unperturb train`, `evaluate`, `report` and `convert`. They need the training package, which a serving image may leave out."""
 
 import json
 import tomllib
@@ -172,6 +172,22 @@ def _results(cells: "list[Cell]", title: str) -> Table:
             "" if cell.paper is None else f"{100 * cell.paper:.1f}",
         )
     return table
+
+
+RESULTS = (Path("docs/results"), Path("runs/results"))
+
+
+def report(
+    folder: Annotated[
+        Path | None, typer.Argument(help="Folder of results. Default: docs/results if there is one, else runs/results.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the page. Default: that of the results.")] = None,
+) -> None:
+    """Write one page from a folder of results: every defence under every attack, beside what the papers report."""
+    from training.report.page import write_report
+
+    found = folder or next((each for each in RESULTS if each.is_dir()), RESULTS[-1])
+    typer.echo(write_report(found, out or found))
 
 
 def convert(

@@ -38,7 +38,18 @@ def test_the_version_is_the_packages():
 
 
 def test_every_command_explains_itself():
-    for command in ("serve", "train", "evaluate", "classify", "purify", "models", "convert", "key", "settings"):
+    for command in (
+        "serve",
+        "train",
+        "evaluate",
+        "report",
+        "classify",
+        "purify",
+        "models",
+        "convert",
+        "key",
+        "settings",
+    ):
         assert run(command, "--help").exit_code == 0
 
 
@@ -238,3 +249,20 @@ def test_settings_are_listed():
     rows = json.loads(run("settings", "--json").output)
     assert {"variable": "UNPERTURB_PORT", "default": "8000"}.items() <= rows[1].items()
     assert "UNPERTURB_PORT" in run("settings", "--markdown").output
+
+
+def test_a_report_is_a_page_beside_its_results(tmp_path, monkeypatch):
+    (tmp_path / "runs" / "results").mkdir(parents=True)
+    file = ROOT / "docs" / "results" / "cifar10-resnet18-natural-paper-soap.json"
+    (tmp_path / "runs" / "results" / file.name).write_text(file.read_text())
+    monkeypatch.chdir(tmp_path)
+    assert run("report").output.strip() == str(Path("runs/results/README.md"))
+    assert "| cifar10 | resnet18-natural | `none` |" in Path("runs/results/README.md").read_text()
+    assert run("report", "runs/results", "--out", "other").exit_code == 0
+    assert Path("other/README.md").read_text() == Path("runs/results/README.md").read_text()
+
+
+def test_a_report_of_nothing_says_what_to_run(tmp_path, monkeypatch, capsys):
+    status, said = failing(monkeypatch, capsys, "report", tmp_path)
+    assert status == 2
+    assert f"{tmp_path} holds no results; `unperturb evaluate" in said

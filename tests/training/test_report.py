@@ -1,0 +1,186 @@
+"""The page of a folder of results."""
+
+import pytest
+
+from tests.training.test_outcomes import cell
+from training.evaluate import Redrawn
+from training.plan import EvaluationError
+from training.report import aid, details, nrp, overall, reverse, soap
+from training.report.page import report, write_report
+from training.results import load_results, planned, read_results
+
+
+def row(text, *begin):
+    """The cells of the one row that begins with these."""
+    rows = [[part.strip() for part in line.strip("|").split("|")] for line in text.splitlines()]
+    (found,) = [each for each in rows if each[: len(begin)] == list(begin)]
+    return found[len(begin) :]
+
+
+def test_a_page_of_your_own_defence(results, tmp_path):
+    mine = cell("mine", "none", "1110"), cell("mine", "bpda", "1000", steps=7)
+    results("a.json", *mine, model="owls", classifier="net", plan="quick", data="owls test images from 0 on")
+    page = write_report(tmp_path, tmp_path / "out").read_text()
+    assert row(page, "owls", "net", "`mine`")[:8] == ["75.0", "", "", "25.0", "", "25.0", "5 to 70", "4"]
+    assert row(page, "`mine`", "bpda: 7 steps of 0/255, epsilon 8/255") == [
+        "adaptive",
+        "quick",
+        "4",
+        "25.0",
+        "5 to 70",
+        "",
+        "1",
+    ]
+    assert "papers' tables" not in page
+    assert "random numbers" not in page.replace(overall.LEGEND, "")
+
+
+@pytest.mark.parametrize(("name", "said"), [("nowhere", "is no folder"), ("", "holds no results")])
+def test_without_results_it_says_what_to_run(tmp_path, name, said):
+    (tmp_path / "other.json").write_text('{"not": "a result"}')
+    with pytest.raises(EvaluationError, match=f"{said}; `unperturb evaluate CLASSIFIER --plan standard`"):
+        write_report(tmp_path / name, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("text", ["{", '{"cells": []}'])
+def test_a_broken_file_is_named(tmp_path, text):
+    (tmp_path / "broken.json").write_text(text)
+    with pytest.raises(EvaluationError, match=r"broken.json is no result of `unperturb evaluate`"):
+        load_results(tmp_path)
+
+
+def test_comparisons_of_settings_are_no_defences(results, tmp_path):
+    results("variants-x.json", cell("p", "none", "1"), cell("p", "bpda", "1"))
+    with pytest.raises(EvaluationError, match="holds no results"):
+        load_results(tmp_path)
+
+
+def test_what_was_drawn_is_linked(results, tmp_path):
+    results("a.json", cell("p", "none", "1"))
+    page = write_report(tmp_path, tmp_path, lambda folder, out: [("curve.png", f"{folder == out}")]).read_text()
+    assert page.endswith("## Pictures\n\n![True](curve.png)\n")
+
+
+def test_results_that_cant_be_believed_say_so(results):
+    blind, aware = cell("p", "static", "0" * 99 + "1"), cell("p", "bpda", "1" * 100)
+    page = report(read_results([results("a.json", blind, aware, plan="quick")]))
+    assert "quick: p: weaker-than-blind: attacks that know the defence leave 100.0% right" in page
+
+
+def test_a_budget_of_ones_own_is_told_where_there_are_two(results):
+    cells = cell("p", "none", "1"), cell("p", "bpda", "1", epsilon=4 / 255)
+    found = [results("a.json", *cells, data="d"), results("b.json", *cells, data="d", budget=0.5)]
+    shown = overall.overall(read_results(found))
+    assert row(shown, "cifar10", "c, 0.5, d", "`p`")
+    assert row(shown, "cifar10", "c, 0.03137, d", "`p`")
+
+
+def test_a_random_defence_shows_its_draws(results):
+    redrawn = Redrawn(n=2, draws=20, mean=0.75, worst=0.5, majority={1: 0.7, 5: 0.8})
+    sent = cell("p", "bpda", "0001").model_copy(update={"redrawn": redrawn})
+    shown = details.random_defences(read_results([results("a.json", sent, cell("q", "bpda", "1"), plan="quick")]))
+    assert row(shown, "c", "`p`", "bpda", "quick", "4") == ["25.0", "20", "2", "75.0", "50.0", "70.0", "80.0", ""]
+    assert "`q`" not in shown
+
+
+def test_suspicion_is_told_by_attack_and_purifier(results):
+    clean = cell("p", "none", "11").model_copy(update={"objectives": "1 3"})
+    sent = cell("p", "static", "11", name="carried", source="c").model_copy(update={"objectives": "2 4"})
+    large = cell("p", "static", "11", epsilon=1.0, name="large").model_copy(update={"objectives": "9 9"})
+    found = read_results([results("a.json", clean, sent, large, cell("q", "bpda", "1"))])
+    assert details.suspicion(found, "cifar10").splitlines() == [
+        "| attack | kind | c `p` |",
+        "|---|---|---|",
+        "| carried | transfer | 75 / 50 |",
+    ]
+    assert details.suspicion(found, "mnist") == ""
+
+
+def test_a_plan_in_two_files_is_one_table_with_the_longer_of_two_cells(results):
+    files = [
+        results("a.json", cell("p", "none", "1100"), cell("p", "static", "10", name="pgd"), plan="paper-soap"),
+        results("b.json", cell("p", "none", "00"), cell("p", "bpda", "10"), plan="paper-soap"),
+    ]
+    assert row(soap.white_box(read_results(files), "cifar10"), "c", "`p`") == ["50.0", "50.0", "50.0"]
+
+
+def test_the_papers_figure_stands_beside_ours(results):
+    clean, sent = (
+        cell("soap-dr", "none", "1110"),
+        cell("soap-dr", "substitute", "10", attack="fcn", name="substitute-fcn"),
+    )
+    file = results("a.json", clean, sent, model="mnist", classifier="fcn-soap-dr", plan="paper-soap", budget=0.3)
+    shown = soap.black_box(read_results([file]))
+    assert row(shown, "fcn-soap-dr", "`soap-dr`") == ["75.0 (97.6)", "50.0 (90.3)"]
+    assert "by a CNN" not in shown
+
+
+def test_joint_attacks_are_told_by_their_weight_on_the_same_images(results):
+    joint = [cell("reverse", "joint", "10", name=f"joint={weight}", weight=weight) for weight in (4, 0.5)]
+    blind = cell("reverse", "static", "1100", name="pgd-50")
+    file = results("a.json", blind, *joint, cell("none", "static", "1"), classifier="resnet18-at", plan="paper-reverse")
+    shown = soap.joint(read_results([file]), "paper-reverse")
+    assert shown.startswith("| classifier | purifier | 0 | 0.5 | 4 | n |")
+    assert row(shown, "resnet18-at", "`reverse`") == ["100.0", "50.0", "50.0", "2"]
+    assert row(shown, "the paper's", "with") == ["(54.6)", "(55.6)", "(60.8)", ""]
+    assert "`none`" not in shown
+
+
+def five(purifier, *outcomes):
+    modes = ("none", "static", "foolbox", "foolbox", "static")
+    return [cell(purifier, mode, each, name=name) for mode, each, name in zip(modes, outcomes, aid.FIVE, strict=True)]
+
+
+def test_aids_worst_is_an_attack_ours_an_image(results):
+    file = results(
+        "a.json", *five("aid", "1111", "0111", "1011", "1101", "1110"), classifier="resnet18-at", plan="paper-aid"
+    )
+    found = read_results([file])
+    assert row(aid.worst(found), "`aid`") == ["75.0 (52.6)"]
+    assert row(aid.exhaustive(found), "resnet18-at", "`aid`")[-1] == "0.0"
+
+
+def test_without_one_of_the_five_there_is_no_worst(results):
+    file = results("a.json", *five("aid", *["11"] * 5)[:4], classifier="resnet18-at", plan="paper-aid")
+    found = read_results([file])
+    assert aid.worst(found) == ""
+    assert row(aid.exhaustive(found), "resnet18-at", "`aid`")[-2:] == ["", ""]
+
+
+def test_what_the_paper_measured_on_other_data_is_told_apart(results):
+    cells = [cell("aid", "static", "10", name=name) for name in ("pgd-eps-8", "pgd-iter-200")]
+    shown = aid.sensitivity(read_results([results("a.json", *cells, plan="paper-aid")]))
+    assert shown.startswith("| classifier | purifier | 8/255 | 200 steps |")
+    assert row(shown, "c", "`aid`") == ["50.0", "50.0"]
+    assert "on SVHN" in shown.splitlines()[-1]
+
+
+def test_aids_black_box_table_is_of_the_classifiers_that_it_protects(results):
+    square = [cell(purifier, "square", "10") for purifier in ("none", "aid", "nrp")]
+    files = [results("a.json", *square, plan="standard"), results("b.json", square[0], classifier="d", plan="standard")]
+    shown = aid.black_box(read_results(files))
+    assert row(shown, "c", "`aid`") == row(shown, "c", "`none`") == ["50.0"]
+    assert "`nrp`" not in shown
+    assert "| d |" not in shown
+
+
+def test_a_transferred_attack_takes_what_was_right(results):
+    sent = cell("nrp", "static", "0100", name="mim@v", source="v")
+    shown = nrp.transferred(read_results([results("a.json", cell("nrp", "none", "1110"), sent, plan="paper-nrp")]))
+    assert row(shown, "v", "c", "`nrp`") == ["66.7"]
+
+
+def test_reverse_gains_what_it_adds(results):
+    cells = [cell("none", "static", "1000", name="pgd-50"), cell("reverse", "static", "1100", name="pgd-50")]
+    aware = cell("reverse", "bpda", "10")
+    file = results("a.json", *cells, aware, classifier="resnet18-at", plan="paper-reverse")
+    shown = reverse.gains(read_results([file]))
+    assert row(shown, "resnet18-at", "PGD-50") == ["25.0 (52.4)", "50.0 (54.6)", "+25.0 (+2.2)"]
+    assert row(shown, "resnet18-at", "BPDA, first 2") == ["", "50.0", ""]
+
+
+def test_a_plan_of_another_model_is_not_shown(results):
+    found = read_results([results("a.json", cell("p", "none", "1"), plan="paper-soap")])
+    assert planned(found, "paper-soap", "mnist") == []
+    assert soap.white_box(found, "mnist") == ""
