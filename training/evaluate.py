@@ -41,7 +41,8 @@ OWNED = 150
 class Redrawn(BaseModel):
     """What was sent to a random defence, tried again with fresh seeds: shares of right answers.
 
-    n: images, the first ones. mean: over all draws. worst: right at every draw. majority: by the most frequent label of so many draws.
+    n: images, the first ones. mean: over all draws. worst: right at every draw. majority: by the most frequent label of so many
+    draws.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
