@@ -118,11 +118,11 @@ def test_the_papers_figure_stands_beside_ours(results):
 
 def test_joint_attacks_are_told_by_their_weight_on_the_same_images(results):
     joint = [cell("reverse", "joint", "10", name=f"joint={weight}", weight=weight) for weight in (4, 0.5)]
-    blind = cell("reverse", "static", "1100", name="pgd-50")
+    blind = cell("reverse", "static", "0111", name="pgd-50")
     file = results("a.json", blind, *joint, cell("none", "static", "1"), classifier="resnet18-at", plan="paper-reverse")
     shown = soap.joint(read_results([file]), "paper-reverse")
     assert shown.startswith("| classifier | purifier | 0 | 0.5 | 4 | n |")
-    assert row(shown, "resnet18-at", "`reverse`") == ["100.0", "50.0", "50.0", "2"]
+    assert row(shown, "resnet18-at", "`reverse`") == ["50.0", "50.0", "50.0", "2"]
     assert row(shown, "the paper's", "with") == ["(54.6)", "(55.6)", "(60.8)", ""]
     assert "`none`" not in shown
 
