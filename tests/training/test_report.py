@@ -18,11 +18,11 @@ def row(text, *begin):
 
 
 def test_a_page_of_your_own_defence(results, tmp_path):
-    mine = cell("mine", "none", "1110"), cell("mine", "bpda", "1000", steps=7)
+    mine = cell("mine", "none", "1110"), cell("mine", "bpda", "1000", steps=7, step_size=1 / 255)
     results("a.json", *mine, model="owls", classifier="net", plan="quick", data="owls test images from 0 on")
     page = write_report(tmp_path, tmp_path / "out").read_text()
     assert row(page, "owls", "net", "`mine`")[:8] == ["75.0", "", "", "25.0", "", "25.0", "5 to 70", "4"]
-    assert row(page, "`mine`", "bpda: 7 steps of 0/255, epsilon 8/255") == [
+    assert row(page, "`mine`", "bpda: 7 steps of 1/255, epsilon 8/255") == [
         "adaptive",
         "quick",
         "4",
