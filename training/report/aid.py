@@ -71,7 +71,9 @@ def black_box(results: Sequence[Result]) -> str:
     """Table 4: queries, and images made on the same and on other networks."""
     found = planned(results, "standard")
     heads = {"square": "Square, on the defence", "pgd": "PGD on the classifier", "apgd-ce": "APGD on the classifier"}
-    heads |= {f"transfer-{source}": f"APGD on {source}" for source in ("vgg19-natural", "resnet18-natural", "resnet18-at")}
+    heads |= {
+        f"transfer-{source}": f"APGD on {source}" for source in ("vgg19-natural", "resnet18-natural", "resnet18-at")
+    }
     told = [_elsewhere(name, row) for name, row in paper.AID_SVHN_BLACK_BOX.items()]
     return _with(_beside_none(found, kept(heads, found)), "; ".join(told))
 
