@@ -13,6 +13,8 @@ from service.app import create_app
 from service.settings import Settings
 from training.attacks import BLIND
 from training.evaluate import Cell
+from training.pictures import pictures_of, strips
+from training.pictures.pages import IMAGES, illustrated, shown
 from training.report.page import PICTURES, report
 from training.results import load_results
 from training.tables import PAGES, RESULTS, TABLES, rendered
@@ -36,6 +38,20 @@ def test_the_results_page_is_what_the_results_say():
 def test_every_table_stands_somewhere():
     found = {name for page in PAGES for name in re.findall(r"<!-- table:([\w-]+) -->", page.read_text())}
     assert found == set(TABLES)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pictures_and_their_captions_are_what_the_results_say(page):
+    made = [*pictures_of(RESULTS), *strips.pictures(Catalog.open())]
+    text = illustrated(page, {picture.name: picture.caption for picture in made})
+    assert text == page.read_text(), "run: python -m training.pictures"
+
+
+def test_every_drawn_picture_is_one_of_today():
+    made = {picture.name for picture in [*pictures_of(RESULTS), *strips.pictures(Catalog.open())]}
+    drawn = {image.name for image in IMAGES.glob("*.png")} - {"service-load.png"}
+    assert drawn == made, "run: python -m training.pictures, and delete what it no longer draws"
+    assert {name for page in PAGES for name in shown(page)} <= made
 
 
 def results_of(card):

@@ -95,4 +95,6 @@ def test_criteria_go_away_from_the_label_or_towards_the_target(loss):
     assert (away.gather(1, labels[:, None]) < 0).all()
     assert (towards.gather(1, target[:, None]) > 0).all()
     if loss == "ce":
-        assert torch.allclose(criterion(settings, labels, target)(logits), -F.cross_entropy(logits, target, reduction="none"))
+        assert torch.allclose(
+            criterion(settings, labels, target)(logits), -F.cross_entropy(logits, target, reduction="none")
+        )
