@@ -2,6 +2,7 @@
 
 import json
 import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -183,11 +184,15 @@ def report(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the page. Default: that of the results.")] = None,
 ) -> None:
-    """Write one page from a folder of results: every defence under every attack, beside what the papers report."""
+    """Write one page from a folder of results, with pictures: every defence under every attack, beside what the papers report."""
+    from training.pictures import draw
     from training.report.page import write_report
 
     found = folder or next((each for each in RESULTS if each.is_dir()), RESULTS[-1])
-    typer.echo(write_report(found, out or found))
+    drawable = find_spec("matplotlib") is not None
+    if not drawable:
+        typer.echo("without pictures: they need matplotlib, pip install 'unperturb[plot]'", err=True)
+    typer.echo(write_report(found, out or found, draw if drawable else None))
 
 
 def convert(
