@@ -175,9 +175,9 @@ def told(*looks):
     return loss
 
 
-def apgds_way(loss, steps):
-    """Where one pixel of 0.5 is after each of so many of ten steps in a ball of 0.1, the first of 0.2."""
-    ascent, found = AutoAscent(pixels(0.5), settings(algorithm="apgd", steps=10)), []
+def apgds_way(loss, steps, planned=10):
+    """Where one pixel of 0.5 is after each of so many of the planned steps in a ball of 0.1, the first of 0.2."""
+    ascent, found = AutoAscent(pixels(0.5), settings(algorithm="apgd", steps=planned)), []
     for _ in range(steps):
         ascent.climb(loss, torch.tensor([0]))
         found.append(float(ascent.x + ascent.delta))
@@ -195,6 +195,14 @@ def test_apgd_keeps_its_step_where_the_loss_rose_from_the_first_step_on():
     # 0.475 + 0.75 (0.6 - 0.475) + 0.25 (0.475 - 0.6) = 0.5375
     found = apgds_way(told((0, 1), (1, -1), (2, 1)), 3)
     assert found == pytest.approx([0.6, 0.475, 0.5375], abs=1e-6)
+
+
+def test_apgd_goes_back_where_the_loss_rose_often_but_never_above_its_best():
+    # Up to the first checkpoint, 22, all is well. Then it falls and climbs again: 18 steps of 19 rise, but not so far.
+    looks = [(k, 1) for k in range(23)] + [(k - 100, -1) for k in range(19)]
+    found = apgds_way(told(*looks), 42, planned=100)
+    assert found[21] == pytest.approx(0.6)
+    assert found[40:] == pytest.approx([0.4, 0.6])
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
