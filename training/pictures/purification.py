@@ -54,7 +54,7 @@ def _picture(result: Result, found: dict[str, dict[str, Curve]]) -> Picture:
                 curve(accuracy, points, label, colour, marker)
             for axis in (loss, accuracy):
                 axis.axvline(result.budget * unit.scale, color="0.6", linestyle=":", zorder=0)
-            loss.set_title(family)
+            loss.set_title(f"{result.classifier}, {family}")
             loss.grid(alpha=0.25)
             accuracy.set_xlabel(f"eps_pfy{unit.suffix}")
             accuracy.grid(alpha=0.25)
