@@ -56,8 +56,6 @@ def knowing(
 
 def applies(defense: Defense, settings: AttackSettings) -> bool:
     """Whether an evaluation runs an attack on a defence: those by gradient need something to go by that others have not."""
-    if (
-        settings.mode == "bpda" or settings.whole
-    ) and defense.info.kind == "none":  # a blind attack does the same there
+    if defense.info.kind == "none" and (settings.mode == "bpda" or settings.whole):  # a blind attack does the same
         return False
     return settings.mode not in BY_GRADIENT or lacks(defense, settings) is None
