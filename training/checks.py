@@ -5,6 +5,7 @@ masked gradients this is. docs/checks.md says what each flaw means and what to d
 """
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import permutations
@@ -14,17 +15,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.catalog import Defense
-from training.attacks import BLIND, AttackSettings, Mode, knowing
+from training.attacks import BLIND, PURIFYING, AttackSettings, Mode, knowing
 from training.attacks.aware import gradient_path, lacks
 from training.evaluate import Cell
-from training.outcomes import withstood
 
 PROBED = 32  # images
 # Cheap ones first: those that follow look at what is left.
 MODES: tuple[Mode, ...] = ("two-view", "bpda", "end-to-end", "trajectory", "unrolled")
 CHANCE = 0.25  # of ten classes, with room for what 32 images leave to luck
 SIGMAS = 3.0
-MORE_BY_SQUARE = 0.02
+MORE_BY_SQUARE = 0.02  # AutoAttack itself warns from 0.002 on, of the 1000 images and more that it is used with
 
 
 @dataclass(frozen=True)
@@ -51,68 +51,93 @@ def of_results(cells: Sequence[Cell]) -> list[Flaw]:
 
 def _rises(purifier: str, cells: Sequence[Cell]) -> Iterable[Flaw]:
     """Of two attacks that differ in nothing but in that one may do more, that one must not leave more images right."""
-    attacked = [cell for cell in cells if cell.attack.steps > 1 and (purifier == "none" or cell.attack.aware)]
+    # One step overshoots, and Foolbox tells its steps among other arguments.
+    attacked = [
+        cell for cell in cells if _on(purifier, cell) and cell.attack.steps != 1 and cell.attack.mode != "foolbox"
+    ]
     for less, more in permutations(attacked, 2):
-        if _does_more(less.attack, more.attack) and _significantly_better(more, less):
+        if _does_more(less.attack, more.attack) and _more_right(more.outcomes, less.outcomes):
             told = f"{more.attack.text()} leaves {more.accuracy:.1%} right, {less.attack.text()} {less.accuracy:.1%}"
             yield Flaw("rises-with-effort", purifier, told)
 
 
+def _on(purifier: str, cell: Cell) -> bool:
+    """Whether the images were made on this very defence, to fool it; others may fool it less the more is done to them."""
+    here = cell.attack.aware or (purifier == "none" and cell.attack.source is None)
+    return here and cell.attack.mode not in ("none", "features", "substitute")
+
+
+EFFORTS = ("epsilon", "steps", "restarts", "targets", "eot")
+
+
 def _does_more(less: AttackSettings, more: AttackSettings) -> bool:
-    effort = ("epsilon", "step_size", "steps", "restarts")
-    alike = {"name": "", "images": None, **dict.fromkeys(effort, 0)}
-    mine, other = (attack.model_dump() | alike for attack in (less, more))
-    mine["random_start"] = other["random_start"]  # a start of its own is only another attack with restarts
-    larger = more.epsilon > less.epsilon and more.steps >= less.steps
-    longer = more.epsilon == less.epsilon and more.steps > less.steps
-    return mine == other and (larger or longer) and more.restarts >= less.restarts
+    pairs = [(getattr(less, effort), getattr(more, effort)) for effort in EFFORTS]
+    no_less, other = all(one <= two for one, two in pairs), any(one < two for one, two in pairs)
+    return no_less and other and _sort(less) == _sort(more)
 
 
-def _significantly_better(one: Cell, other: Cell) -> bool:
+def _sort(attack: AttackSettings) -> dict[str, object]:
+    """What an attack does, but for how much of it. A start of its own is only another attack with restarts."""
+    how_much = {"name", "images", "step_size", "random_start", *EFFORTS}
+    return {**attack.model_dump(exclude=how_much), "targeted": attack.targets > 0, "averaged": attack.eot > 1}
+
+
+def _more_right(one: str, other: str) -> bool:
     """Whether more images are right in `one`, beyond chance (a sign test on the images that differ)."""
-    pairs = list(zip(one.outcomes, other.outcomes, strict=False))
+    pairs = list(zip(one, other, strict=False))
     gained, lost = pairs.count(("1", "0")), pairs.count(("0", "1"))
     return gained - lost > SIGMAS * math.sqrt(gained + lost)
 
 
+def _left(cells: Sequence[Cell], n: int) -> str:
+    """Outcomes of the first n images under all of these attacks; each counts for the images that it was made on."""
+    return "".join("0" if any(cell.outcomes[i : i + 1] == "0" for cell in cells) else "1" for i in range(n))
+
+
+def _share(outcomes: str) -> float:
+    return outcomes.count("1") / len(outcomes)
+
+
 def _weaker_than_blind(purifier: str, cells: Sequence[Cell]) -> Iterable[Flaw]:
-    """Who knows the defence must not do worse than who doesn't."""
-    aware = [cell for cell in cells if cell.attack.aware and cell.attack.norm == "linf"]
-    if not aware or purifier == "none":  # attacks on a bare classifier know it
-        return
-    n, epsilon = min(cell.n for cell in aware), max(cell.attack.epsilon for cell in aware)
-    blind = [cell for cell in cells if cell.attack.mode in BLIND and cell.attack.stays_within(epsilon)]
-    left = withstood(_first(cell, n) for cell in aware)
-    for cell in blind:
-        accuracy = cell.outcomes[:n].count("1") / n
-        if left - accuracy > SIGMAS * math.sqrt(2 * max(left * (1 - left), 1 / n) / n):
-            told = f"attacks that know the defence leave {left:.1%} right, {cell.attack.text()} leaves {accuracy:.1%}"
+    """Who knows the defence must not do worse than who doesn't, and may change as much at most."""
+    aware = [cell for cell in cells if cell.attack.aware and cell.attack.by_gradient and cell.attack.norm == "linf"]
+    for blind in (cell for cell in cells if cell.attack.mode in BLIND and not cell.attack.aware):
+        budgets = [cell.attack.epsilon for cell in aware if blind.attack.stays_within(cell.attack.epsilon)]
+        if not budgets:
+            continue
+        rivals = [cell for cell in aware if cell.attack.stays_within(min(budgets))]
+        left = _left(rivals, min(blind.n, max(cell.n for cell in rivals)))
+        if _more_right(left, blind.outcomes):
+            told = f"attacks that know the defence leave {_share(left):.1%} of {len(left)} images right, "
+            told += f"{blind.attack.text()} leaves {_share(blind.outcomes[: len(left)]):.1%}"
             yield Flaw("weaker-than-blind", purifier, told)
 
 
 def _square_beats_gradients(purifier: str, cells: Sequence[Cell]) -> Iterable[Flaw]:
     """Random search must not find what no gradient led to."""
-    climbed = [cell for cell in cells if cell.attack.by_gradient and (purifier == "none" or cell.attack.aware)]
-    for square in (cell for cell in cells if _is_square(cell.attack)):
-        rivals = [
-            cell for cell in climbed if cell.attack.stays_within(square.attack.epsilon) and not _is_square(cell.attack)
-        ]
-        if not rivals or square.attack.norm != "linf":
+    own = [cell for cell in cells if _on(purifier, cell)]
+    for square in (cell for cell in own if _is_square(cell.attack)):
+        ball = square.attack.norm, square.attack.epsilon
+        rivals = [cell for cell in own if cell.attack.by_gradient and (cell.attack.norm, cell.attack.epsilon) == ball]
+        rivals = [cell for cell in rivals if not _is_square(cell.attack)]
+        if not rivals:
             continue
-        n = min(cell.n for cell in (square, *rivals))
-        left = withstood(_first(cell, n) for cell in rivals)
-        both = withstood(_first(cell, n) for cell in (square, *rivals))
-        if left - both > MORE_BY_SQUARE:
-            told = f"gradients leave {left:.1%} right, of which Square takes another {left - both:.1%}"
+        n = min(square.n, max(cell.n for cell in rivals))
+        if square.redrawn:
+            # Who asks a random defence most often is lucky most often; what was sent is compared with fresh draws.
+            left, both = min((cell.redrawn.mean for cell in rivals if cell.redrawn), default=0.0), square.redrawn.mean
+            n = min(n, square.redrawn.n)
+            luck = SIGMAS * math.sqrt(2 * max(left * (1 - left), 1 / n) / n)
+        else:
+            left, both = _share(_left(rivals, n)), _share(_left([square, *rivals], n))
+            luck = 1 / n
+        if left - both > max(MORE_BY_SQUARE, luck) + 1e-9:  # shares of whole images, rounded
+            told = f"gradients leave {left:.1%} of {n} images right, with {square.attack.text()} it is {both:.1%}"
             yield Flaw("square-beats-gradients", purifier, told)
 
 
 def _is_square(attack: AttackSettings) -> bool:
     return attack.mode == "square" or attack.attack == "square"
-
-
-def _first(cell: Cell, n: int) -> Cell:
-    return cell.model_copy(update={"outcomes": cell.outcomes[:n]})
 
 
 def _without_eot(purifier: str, cells: Sequence[Cell]) -> Iterable[Flaw]:
@@ -125,13 +150,15 @@ def _without_eot(purifier: str, cells: Sequence[Cell]) -> Iterable[Flaw]:
 
 def _flagged_by_autoattack(purifier: str, cells: Sequence[Cell]) -> Iterable[Flaw]:
     """AutoAttack's own warnings, but for those that other attacks of the same evaluation answer."""
-    climbed = [
-        cell.attack
-        for cell in cells
-        if cell.attack.aware and cell.attack.by_gradient and cell.attack.mode != "autoattack"
-    ]
-    answered = {"dynamic defense": bool(climbed), "randomized defense": any(attack.eot > 1 for attack in climbed)}
-    for flag in dict.fromkeys(flag for cell in cells for flag in cell.flags):
+    own = [cell for cell in cells if _on(purifier, cell)]
+    answered = {
+        "dynamic defense": any(cell.attack.mode in PURIFYING for cell in own),
+        "randomized defense": any(cell.attack.eot > 1 for cell in own),
+        "Square Attack": any(cell.attack.mode == "square" for cell in own),  # see `_square_beats_gradients`
+    }
+    # It counts batch by batch, so the same flag comes with many numbers.
+    flags = {re.sub(r"[\d.]+%?", "", flag): flag for cell in own for flag in cell.flags}
+    for flag in flags.values():
         if not any(words in flag and done for words, done in answered.items()):
             yield Flaw("autoattack-flag", purifier, flag)
 

@@ -1,4 +1,5 @@
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +13,9 @@ from models.purifiers import Purified
 from tests.training.attacks.test_attacks import defense as toy
 from tests.training.attacks.test_attacks import linear
 from training import checks
-from training.attacks import AttackSettings, knowing
+from training.attacks import AttackSettings
 from training.data import load_data
-from training.evaluate import Cell
-from training.outcomes import withstood
+from training.evaluate import Cell, Redrawn
 from training.tables import evaluations
 
 DATA = Path(__file__).parents[1] / "data"
@@ -27,7 +27,7 @@ def defense(network=None):
 
 
 class Levels:
-    """The negative control: rounds to a few levels, so it has a gradient that is zero everywhere."""
+    """Rounds to a few levels, so it has a gradient that is zero everywhere."""
 
     def __init__(self, inner):
         self.inner, self.info = inner, replace(inner.info, kind="levels")
@@ -56,28 +56,6 @@ def attack(mode="static", **fields):
     return AttackSettings.model_validate({"name": mode, "mode": mode, **PGD, **fields})
 
 
-def test_an_honest_network_has_no_flaw():
-    assert checks.of_defense(defense(), X, Y) == []
-
-
-def test_the_negative_control_is_caught_and_its_worst_case_is_about_nothing():
-    plain = defense()
-    control = replace(plain, name="levels", purifier=Levels(plain.purifier))
-    clean = control.purify(X).logits.argmax(1) == Y
-    by_gradient, past_it = (knowing(control, X, Y, attack(mode)) for mode in ("end-to-end", "bpda"))
-    assert torch.equal(by_gradient.right, clean)  # as plain gradient attacks report: as robust as can be
-    assert float(clean.float().mean()) > 0.9
-    cells = [cell("levels", "end-to-end", by_gradient.right), cell("levels", "bpda", past_it.right)]
-    assert withstood(cells) < 0.1
-    assert codes(checks.of_defense(control, X, Y)) == ["zero-gradient"]
-
-
-def test_a_softmax_is_no_logit():
-    head = nn.Sequential(linear(5.0).classifier_head, nn.Softmax(1))
-    network = Classifier(nn.Flatten(), head, mean=[0.0], std=[1.0]).eval()
-    assert "probabilities" in codes(checks.of_defense(defense(network), X, Y))
-
-
 class Moody(Levels):
     """Answers differently each time it is asked, and says that it doesn't."""
 
@@ -86,11 +64,6 @@ class Moody(Levels):
     def restored(self, x):
         Moody.asked += 1
         return x if Moody.asked % 2 else 1 - x
-
-
-def test_another_answer_to_the_same_image_is_noticed():
-    plain = defense()
-    assert "zero-budget" in codes(checks.of_defense(replace(plain, purifier=Moody(plain.purifier)), X, Y))
 
 
 class Stubborn(Levels):
@@ -104,41 +77,77 @@ class Stubborn(Levels):
         return x
 
 
-def test_who_may_do_anything_must_win():
-    plain = defense()
-    assert codes(checks.of_defense(replace(plain, purifier=Stubborn(plain.purifier)), X, Y)) == ["unbounded"]
+def behind(purifier):
+    return replace(defense(), purifier=purifier(defense().purifier))
 
 
-def cell(purifier, mode, right, **fields):
-    outcomes = right if isinstance(right, str) else "".join("1" if ok else "0" for ok in right.tolist())
+def softmax():
+    head = nn.Sequential(linear(5.0).classifier_head, nn.Softmax(1))
+    return defense(Classifier(nn.Flatten(), head, mean=[0.0], std=[1.0]).eval())
+
+
+def cell(purifier, mode, right, fresh=None, flags=(), **fields):
+    """right: how many of the last of 100 images, or the outcomes. fresh: of a random defence, the mean of fresh draws."""
+    outcomes = right if isinstance(right, str) else "0" * (100 - right) + "1" * right
     share = outcomes.count("1") / len(outcomes)
-    settings = attack(mode, **fields)
     return Cell(
-        purifier=purifier, attack=settings, n=len(outcomes), accuracy=share, paper=None, seconds=0.0, outcomes=outcomes
+        **{"purifier": purifier, "attack": attack(mode, **fields), "n": len(outcomes), "accuracy": share},
+        **{"paper": None, "seconds": 0.0, "outcomes": outcomes, "flags": flags},
+        redrawn=None if fresh is None else Redrawn(n=len(outcomes), draws=20, mean=fresh, worst=fresh, majority={}),
     )
 
 
-@pytest.mark.parametrize(
-    "effort", [{"epsilon": 0.6}, {"steps": 100}, {"steps": 100, "restarts": 3, "random_start": True}]
-)
-def test_more_effort_must_not_leave_more_right(effort):
-    less, more = cell("none", "static", "0" * 60 + "1" * 40), cell("none", "static", "0" * 20 + "1" * 80, **effort)
-    assert codes(checks.of_results([less, more])) == ["rises-with-effort"]
-    assert checks.of_results([less, cell("none", "static", "0" * 58 + "1" * 42, **effort)]) == []  # chance
-    other = cell("none", "static", "0" * 20 + "1" * 80, **effort, momentum=1.0)
-    assert checks.of_results([less, other]) == []  # another attack
+def found(*cells):
+    return codes(checks.of_results(cells))
 
 
-def test_a_blind_attack_on_a_purifier_may_do_anything_with_effort():
-    less, more = cell("p", "static", "0" * 100), cell("p", "static", "1" * 100, epsilon=0.6)
-    assert checks.of_results([less, more]) == []
+WHOLE = {"mode": "autoattack", "whole": True, "attack": "standard", "steps": 0}
+DYNAMIC = "it seems to be a dynamic defense! The evaluation with AutoAttack might be insufficient."
+
+# Code -> results that show it, and honest ones that are much alike.
+RESULTS = {
+    "rises-with-effort": (
+        [cell("none", "static", 40), cell("none", "static", 80, steps=100)],
+        [cell("none", "static", 40), cell("none", "static", 42, steps=100)],
+    ),
+    "weaker-than-blind": (
+        [cell("p", "static", 20), cell("p", "bpda", 80)],
+        [cell("p", "static", 20), cell("p", "bpda", 22)],
+    ),
+    "square-beats-gradients": (
+        [cell("p", "bpda", 90), cell("p", "square", 80)],
+        [cell("p", "bpda", 90), cell("p", "square", 88)],
+    ),
+    "randomness-without-eot": (
+        [cell("p", "bpda", 50, fresh=0.5)],
+        [cell("p", "bpda", 50, fresh=0.5), cell("p", "bpda", 50, fresh=0.5, eot=10, steps=10)],
+    ),
+    "autoattack-flag": (
+        [cell("p", right=50, flags=(DYNAMIC,), **WHOLE)],
+        [cell("p", right=50, flags=(DYNAMIC,), **WHOLE), cell("p", "bpda", 50)],
+    ),
+}
+# Code -> a defence that has it.
+DEFENSES = {
+    "probabilities": softmax,
+    "zero-gradient": lambda: behind(Levels),
+    "zero-budget": lambda: behind(Moody),
+    "unbounded": lambda: behind(Stubborn),
+}
+CODES = re.findall(r'Flaw\(\s*"([a-z-]+)"', Path(checks.__file__).read_text())
 
 
-def test_knowing_the_defence_must_not_hurt():
-    blind, aware = cell("p", "static", "0" * 80 + "1" * 20), cell("p", "bpda", "0" * 20 + "1" * 80)
-    assert codes(checks.of_results([blind, aware])) == ["weaker-than-blind"]
-    assert checks.of_results([blind, cell("p", "bpda", "0" * 78 + "1" * 22)]) == []
-    assert checks.of_results([cell("p", "static", "0" * 100, epsilon=0.6), aware]) == []  # it may do more
+@pytest.mark.parametrize("code", CODES)
+def test_every_flaw_is_found(code):
+    if code in RESULTS:
+        flawed, honest = RESULTS[code]
+        assert (found(*flawed), found(*honest)) == ([code], [])
+    else:
+        assert code in codes(checks.of_defense(DEFENSES[code](), X, Y))
+
+
+def test_an_honest_network_has_no_flaw():
+    assert checks.of_defense(defense(), X, Y) == []
 
 
 def test_attacks_on_a_bare_classifier_know_it():
@@ -147,17 +156,107 @@ def test_attacks_on_a_bare_classifier_know_it():
 
 def test_every_flaw_is_explained():
     text = (Path(__file__).parents[2] / "docs" / "checks.md").read_text()
-    source = Path(checks.__file__).read_text()
-    for code in (
-        "rises-with-effort",
-        "weaker-than-blind",
-        "probabilities",
-        "zero-gradient",
-        "zero-budget",
-        "unbounded",
-    ):
-        assert f"## {code}\n" in text
-        assert f'Flaw("{code}"' in source
+    assert sorted(re.findall("^## (.*)", text, re.MULTILINE)) == sorted(CODES)
+
+
+STARTS = {"random_start": True, "restarts": 3}
+
+
+@pytest.mark.parametrize(
+    ("less", "more"),
+    [
+        ({}, {"epsilon": 0.6}),
+        ({}, STARTS),
+        ({}, {"steps": 100, **STARTS}),
+        ({"targets": 2}, {"targets": 3}),
+        ({"eot": 2}, {"eot": 3}),
+        ({}, {"steps": 100, "images": 80}),
+    ],
+)
+def test_more_effort_must_not_leave_more_right(less, more):
+    assert found(cell("p", "bpda", 40, **less), cell("p", "bpda", 80, **more)) == ["rises-with-effort"]
+    assert found(cell("p", "bpda", 40, **less), cell("p", "bpda", 43, **more)) == []  # chance
+    assert found(cell("p", "bpda", 40, **less), cell("p", "bpda", 80, **more, momentum=1.0)) == []  # another attack
+
+
+def test_autoattack_must_not_leave_more_right_at_a_larger_budget():
+    cells = [cell("none", right=right, **WHOLE | {"epsilon": epsilon}) for right, epsilon in ((40, 0.1), (80, 0.2))]
+    assert found(*cells) == ["rises-with-effort"]
+
+
+@pytest.mark.parametrize(
+    ("purifier", "mode", "less", "more"),
+    [
+        ("p", "static", {}, {"epsilon": 0.6}),  # made on the classifier: it may go past what fools the purifier
+        ("none", "static", {"source": "other"}, {"source": "other", "steps": 100}),  # or past what fools another one
+        ("p", "substitute", {"attack": "fcn"}, {"attack": "fcn", "steps": 100}),
+        ("none", "features", {"tap": "t", "random_start": True}, {"tap": "t", **STARTS, "steps": 100}),
+        ("none", "static", {"steps": 1}, {"steps": 1, "epsilon": 0.6}),  # overshoots
+        ("none", "foolbox", {"attack": "LinfFastGradientAttack"}, {"attack": "LinfFastGradientAttack", "epsilon": 0.6}),
+        ("p", "bpda", {}, {"targets": 3}),  # another loss
+        ("p", "bpda", {}, {"eot": 10}),  # one draw isn't less of many
+        ("p", "bpda", {}, {"eot": 10, "steps": 1}),
+        ("p", "bpda", {"epsilon": 0.6}, {"steps": 100}),  # more of one, less of the other
+    ],
+)
+def test_what_is_no_more_of_the_same_may_leave_more_right(purifier, mode, less, more):
+    assert found(cell(purifier, mode, 40, **less), cell(purifier, mode, 80, **more)) == []
+
+
+def test_each_blind_attack_is_compared_at_its_own_budget():
+    blind, aware = cell("p", "static", 20), cell("p", "bpda", 80)
+    assert found(blind, aware, cell("p", "bpda", 0, epsilon=0.6)) == ["weaker-than-blind"]
+    assert found(cell("p", "static", 0, epsilon=0.6), aware) == []  # it may do more
+
+
+def test_an_attack_on_few_images_hides_nothing_on_the_others():
+    few = cell("p", "unrolled", "0" * 8, images=8)
+    assert found(cell("p", "static", 20), cell("p", "bpda", 80), few) == ["weaker-than-blind"]
+    assert found(few, cell("p", "square", 0)) == []
+
+
+def test_square_is_compared_with_gradients_of_the_same_ball():
+    square = cell("none", "square", 50)
+    assert found(cell("none", "static", 90, epsilon=0.1), square) == []
+    assert found(cell("none", "static", 90, norm="l2"), square) == []
+    assert found(cell("none", "static", 50), cell("none", "static", 90, momentum=1.0), square) == []
+
+
+def test_one_image_that_square_takes_is_luck():
+    assert found(cell("p", "bpda", "1" * 32), cell("p", "square", "0" + "1" * 31)) == []
+    assert found(cell("p", "bpda", "1" * 32), cell("p", "square", "00" + "1" * 30)) == ["square-beats-gradients"]
+
+
+def test_what_square_takes_of_a_random_defence_is_asked_again():
+    climbed = cell("p", "bpda", 90, fresh=0.9, eot=10)
+    assert found(climbed, cell("p", "square", 40, fresh=0.88)) == []  # lucky draws among many
+    assert found(climbed, cell("p", "square", 40, fresh=0.5)) == ["square-beats-gradients"]
+
+
+ZERO = "there are 7 points with zero gradient!"
+RANDOM = "it seems to be a randomized defense!"
+SQUARE = "Square Attack has decreased the robust accuracy of 3.12%."
+
+
+@pytest.mark.parametrize(
+    ("flag", "answers", "left"),
+    [
+        (ZERO, [cell("p", "bpda", 50), cell("p", "square", 50)], 1),
+        (RANDOM, [cell("p", "bpda", 50)], 1),
+        (RANDOM, [cell("p", "bpda", 50, eot=10)], 0),
+        (SQUARE, [cell("p", "bpda", 50)], 1),
+        (SQUARE, [cell("p", "square", 50)], 0),
+        (DYNAMIC, [cell("p", "square", 50), cell("p", "joint", 50)], 1),
+    ],
+)
+def test_which_attacks_answer_which_flag(flag, answers, left):
+    assert found(cell("p", right=50, flags=(flag,), **WHOLE), *answers) == ["autoattack-flag"] * left
+
+
+def test_a_flag_is_told_once_and_of_what_was_attacked():
+    many = (ZERO, ZERO.replace("7", "12"))
+    assert found(cell("none", right=50, flags=many, **WHOLE | {"whole": False})) == ["autoattack-flag"]
+    assert found(cell("p", right=50, flags=many, **WHOLE | {"whole": False})) == []  # of the classifier, not of p
 
 
 @pytest.mark.parametrize("file", evaluations(), ids=lambda file: file.stem)

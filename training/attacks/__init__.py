@@ -11,13 +11,14 @@ from training.attacks.asking import Survived
 from training.attacks.aware import aware, lacks
 from training.attacks.library import autoattack_whole
 from training.attacks.queries import decision, square
-from training.attacks.settings import BLIND, BY_GRADIENT, BY_QUERIES, AttackSettings, Mode, Norm
+from training.attacks.settings import BLIND, BY_GRADIENT, BY_QUERIES, PURIFYING, AttackSettings, Mode, Norm
 from training.attacks.substitute import SubstituteSettings, substitute_attack
 
 __all__ = [
     "BLIND",
     "BY_GRADIENT",
     "BY_QUERIES",
+    "PURIFYING",
     "AttackSettings",
     "Mode",
     "Norm",

@@ -22,6 +22,8 @@ Mode = Literal[
 ]
 BLIND: tuple[Mode, ...] = ("static", "features", "foolbox", "autoattack")  # attacks on a classifier alone
 BY_GRADIENT: tuple[Mode, ...] = ("two-view", "joint", "bpda", "end-to-end", "unrolled", "trajectory")
+# Those with the purifier in the loop; they alone can average over its draws, `eot` of them.
+PURIFYING: tuple[Mode, ...] = ("bpda", "end-to-end", "unrolled", "trajectory")
 BY_QUERIES: tuple[Mode, ...] = ("square", "decision", "substitute")  # they see the defence's answers alone
 Norm = Literal["linf", "l2"]
 
@@ -30,7 +32,7 @@ READ_BY: dict[str, tuple[Mode, ...]] = {
     "targets": ("static", *BY_GRADIENT),
     "weight": ("joint", "two-view"),
     "followed": ("trajectory", "unrolled"),
-    "eot": ("bpda", "trajectory", "end-to-end", "unrolled"),
+    "eot": PURIFYING,
 }
 
 
