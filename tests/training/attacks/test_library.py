@@ -148,7 +148,7 @@ def test_a_library_that_is_not_installed_is_named_with_the_command(monkeypatch, 
 
 def test_arguments_that_an_attack_of_foolbox_has_not_are_told():
     pgd = settings("LinfPGD", mode="foolbox", arguments={"stepz": 3})
-    with pytest.raises(ValueError, match="attack 'a': .*stepz"):
+    with pytest.raises(ValueError, match=r"attack 'a': .*stepz"):
         foolbox_attack(linear(), X, torch.zeros(4, dtype=torch.long), pgd)
 
 
