@@ -33,6 +33,13 @@ def test_larger_budgets_and_other_norms_are_another_subject(results):
     assert (found.blind, found.worst) == (None, 0.5)
 
 
+def test_a_sweep_on_fewer_images_cuts_nothing(results):
+    whole = results("a.json", cell("p", "none", "1111"), cell("p", "bpda", "1101"))
+    sweep = results("b.json", cell("p", "none", "11"), cell("p", "bpda", "11", name="bpda x1"), plan="budgets")
+    (found,) = worst_cases([whole, sweep])
+    assert (found.worst, found.n) == (0.75, 4)
+
+
 @pytest.mark.parametrize(
     ("cells", "listed"),
     [

@@ -1,7 +1,6 @@
 import json
 
 import pytest
-import torch
 
 from models.catalog import Catalog
 from training.attacks import AttackSettings
@@ -114,15 +113,6 @@ def test_beta_zero_is_the_same_ascent_blind_to_the_purifier(results):
     assert [(point.x, point.share, point.n) for point in sweep.after][-1] == (0.0, 0.5, 2)
     assert [(point.x, point.share) for point in sweep.before] == [(1.0, 0.25), (2.0, 0.5), (4.0, 1.0), (0.0, 0.5)]
     assert tradeoff.sweeps(results(*joint[:2], *blind)) == []
-
-
-@pytest.mark.parametrize(
-    ("clean", "attacked", "area"), [([1, 2], [3, 4], 1.0), ([1, 2], [1, 2], 0.5), ([3, 4], [1, 2], 0.0)]
-)
-def test_a_detector_is_as_good_as_its_order(clean, attacked, area):
-    alarms, caught = roc.roc(*(torch.tensor(each, dtype=torch.float64) for each in (clean, attacked)))
-    assert (alarms[-1], caught[-1]) == (1, 1)
-    assert float(torch.trapezoid(caught, alarms)) == area
 
 
 def test_the_best_hidden_attack_is_among_the_detectors(results):

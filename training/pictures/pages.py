@@ -1,15 +1,15 @@
-"""Captions on the pages. A picture stands between `<!-- picture:FILE -->` and `<!-- end -->`; a test compares both."""
+"""Pictures on the pages, each between `<!-- picture:FILE -->` and `<!-- end -->`; a test compares their captions."""
 
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from training.tables import PAGES, ROOT
+from training.tables import NOTHING, PAGES, ROOT
 
 IMAGES = ROOT / "docs" / "images"
 
-__all__ = ["IMAGES", "PAGES", "illustrated", "shown"]
+__all__ = ["IMAGES", "PAGES", "illustrated"]
 
 
 def illustrated(page: Path, captions: Mapping[str, str]) -> str:
@@ -17,6 +17,8 @@ def illustrated(page: Path, captions: Mapping[str, str]) -> str:
 
     def replace(match: re.Match[str]) -> str:
         name = match["name"]
+        if name not in captions:
+            return f"<!-- picture:{name} -->\n{NOTHING}\n<!-- end -->"
         where = Path(os.path.relpath(IMAGES / name, page.parent)).as_posix()
         return (
             f"<!-- picture:{name} -->\n![{_alternative(captions[name])}]({where})\n\n*{captions[name]}*\n<!-- end -->"
@@ -26,11 +28,6 @@ def illustrated(page: Path, captions: Mapping[str, str]) -> str:
     return re.sub(r"<!-- picture:(?P<name>[\w.+-]+) -->\n.*?<!-- end -->", replace, text, flags=re.S)
 
 
-def shown(page: Path) -> list[str]:
-    """The marked pictures of a page."""
-    return re.findall(r"<!-- picture:([\w.+-]+) -->", page.read_text(encoding="utf-8"))
-
-
 def _alternative(caption: str) -> str:
     """For who can't see the picture: how the caption begins."""
-    return caption.split(" (")[0].split(". ")[0].replace("`", "")
+    return re.split(r" \(|\. (?=\D)", caption)[0].replace("`", "")

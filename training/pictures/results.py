@@ -1,28 +1,16 @@
 """The result files that pictures are made of."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
+from training import results
 from training.evaluate import Cell
 
 
-class Result(BaseModel):
-    """One file of `unperturb evaluate`. stem: its name; settings: of each purifier."""
-
-    model_config = ConfigDict(frozen=True)
+class Result(results.Result):
+    """One file of `unperturb evaluate`. stem: its name."""
 
     stem: str
-    model: str
-    classifier: str
-    budget: float
-    plan: str = ""
-    data: str = ""
-    settings: Mapping[str, Mapping[str, Any]] = {}
-    cells: tuple[Cell, ...]
 
     @property
     def title(self) -> str:

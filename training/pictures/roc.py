@@ -3,16 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
-
+from training.detector import area, losses, roc
 from training.evaluate import Cell
+from training.outcomes import SWEEPS
 from training.pictures.picture import COLOURS, Picture, images
 from training.pictures.results import Result
 
 # Which attacks are shown where they were made; others would only cover these.
 SHOWN = ("fgsm", "pgd", "pgd-50", "two-view", "bpda", "unrolled")
-SWEEPS = ("budgets", "steps")
 
 
 def pictures(results: Sequence[Result]) -> list[Picture]:
@@ -34,30 +32,17 @@ def curves(result: Result) -> dict[str, list[Cell]]:
     return found
 
 
-def losses(cell: Cell) -> Tensor:
-    """The purifier's loss on each incoming image. (N,)"""
-    return torch.tensor([float(value) for value in (cell.objectives or "").split()], dtype=torch.float64)
-
-
-def roc(clean: Tensor, attacked: Tensor) -> tuple[Tensor, Tensor]:
-    """False alarms and detections at each threshold, from none to all; what is above it is called attacked. -> (T,), (T,)."""
-    thresholds = torch.cat([clean, attacked]).unique().flip(0)
-    above = [torch.cat([values.new_zeros(1), _share(values, thresholds)]) for values in (clean, attacked)]
-    return above[0], above[1]
-
-
-def _share(values: Tensor, thresholds: Tensor) -> Tensor:
-    return (values[None] >= thresholds[:, None]).double().mean(1)
-
-
 def _picture(result: Result, found: dict[str, list[Cell]]) -> Picture:
     def paint(figure: Any) -> None:
         axes = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
         for axis, (purifier, (clean, *attacked)) in zip(axes, found.items(), strict=True):
             for cell, colour in zip(attacked, COLOURS[1:], strict=False):
-                alarms, caught = roc(losses(clean), losses(cell))
-                area = float(torch.trapezoid(caught, alarms))
-                axis.plot(100 * alarms, 100 * caught, color=colour, label=f"{cell.attack.name}: {area:.2f}")
+                of_clean, of_attacked = losses(clean), losses(cell)
+                assert of_clean is not None  # `curves` keeps no other cells
+                assert of_attacked is not None
+                alarms, caught = roc(of_clean, of_attacked)
+                label = f"{cell.attack.name}: {area(of_clean, of_attacked):.2f}"
+                axis.plot(100 * alarms, 100 * caught, color=colour, label=label)
             axis.plot([0, 100], [0, 100], color="0.6", linestyle=":", zorder=0)
             axis.set_title(purifier)
             axis.set_xlabel("false alarms, % of clean images")

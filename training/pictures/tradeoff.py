@@ -73,6 +73,7 @@ def _caption(result: Result, found: Sequence[Sweep]) -> str:
     told = cells[0].attack.model_copy(update={"weight": 0.0, "name": "joint"}).text()
     return (
         f"{result.title}: attackers who know the purifier's loss and weigh it by beta (SOAP's Eq. (9) and Fig. 5, AID's Fig. 4): "
-        f"the classifier alone on the images that they sent, and after purification. {told}; beta > 0 hides from the purifier, "
-        f"beta = 0 is the same ascent blind to it. {images([cell.n for cell in cells])}, Wilson's 95 % intervals."
+        "the classifier alone on the images that they sent, which are clean where those fool the defence already, and after "
+        f"purification. {told}; beta > 0 hides from the purifier, beta = 0 is the same ascent blind to it. "
+        f"{images([cell.n for cell in cells])}, Wilson's 95 % intervals."
     )
