@@ -19,7 +19,7 @@ from training.evaluate import (
     variants_of,
     with_measurements,
 )
-from training.plan import EvaluationError, load_plan
+from training.plan import EvaluationError, Plan, load_plan
 from training.progress import Progress
 from training.recipe import load_recipe
 from training.train import train
@@ -229,3 +229,116 @@ def test_unknown_names_list_the_known_ones(trained, tmp_path, plan, defenses):
 def test_too_few_test_images_are_counted(defenses, data, tmp_path):
     with pytest.raises(EvaluationError, match="256 test images"):
         Evaluation(defenses, load_plan("paper-soap", "mnist"), tmp_path / "r.json", data)
+
+
+PGD = {"name": "pgd", "mode": "static", "epsilon": 0.1, "step_size": 0.05, "steps": 2}
+RANDOM = """
+[random]
+kind = "soap-dr"
+[random.settings]
+selection = "fixed"
+budgets = [0.1]
+step_size = 0.05
+steps = 2
+random_start = 0.05
+"""
+
+
+def of(*attacks, n=8, **fields):
+    start = {"name": "own", "data": "mnist", "budget": 0.1, "n": n, "adaptive_n": n, "redraws": 12, "attacks": attacks}
+    return Plan.model_validate(start | fields)
+
+
+@pytest.fixture
+def random_ones(defenses, tmp_path):
+    path = tmp_path / "random.toml"
+    path.write_text(RANDOM)
+    return variants_of(defenses[0], path)
+
+
+def test_a_cell_tells_what_it_cost_an_image(defenses, data, tmp_path, quiet):
+    bpda = {**PGD, "name": "bpda", "mode": "bpda"}
+    cells = Evaluation(defenses, of({"name": "none", "mode": "none"}, PGD, bpda), tmp_path / "r.json", data).run(quiet)
+    cost = {(c.purifier, c.attack.name): (c.forward, c.backward) for c in cells if not c.oracle}
+    assert cost["none", "none"] == (1, 0)
+    # The attack looks once before, at each of two steps and once after; then the defence answers.
+    assert cost["none", "pgd"] == (1 + 2 + 1 + 1, 2)
+    # Made for the first purifier, the images are there for the second.
+    assert cost["soap-dr", "pgd"][1] == cost["soap-dr", "none"][1] > 0
+    assert cost["soap-dr", "bpda"][1] > cost["soap-dr", "pgd"][1]
+
+
+def test_a_cell_keeps_the_purifiers_own_loss_of_each_image(defenses, data, tmp_path, quiet):
+    evaluation = Evaluation(defenses, of({"name": "none", "mode": "none"}), tmp_path / "r.json", data)
+    cells = evaluation.run(quiet, oracle=False)
+    assert cell(cells, "none", "none").objectives is None
+    kept = [float(value) for value in cell(cells, "soap-dr", "none").objectives.split()]
+    (soap_dr,) = [defense for defense in defenses if defense.name == "soap-dr"]
+    assert kept == pytest.approx(soap_dr.purify(evaluation.x).objective_before.tolist(), rel=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["static", "bpda"])
+def test_what_was_sent_to_a_random_defence_is_tried_again(random_ones, data, tmp_path, quiet, mode):
+    plan = of({**PGD, "mode": mode, "epsilon": 0.2}, n=40, redraws=6)
+    (found,) = Evaluation(random_ones, plan, tmp_path / "r.json", data).run(quiet)
+    again = found.redrawn
+    assert again.draws == 6
+    assert 0 < again.worst <= again.mean < 1
+    assert set(again.majority) == {1, 5}  # ten draws there are not
+    assert again.worst <= again.majority[5]
+
+
+def test_what_is_not_random_is_not_tried_again(defenses, data, tmp_path, quiet):
+    cells = Evaluation(defenses, of(PGD), tmp_path / "r.json", data).run(quiet)
+    assert [c.redrawn for c in cells] == [None] * len(cells)
+
+
+def test_everything_that_a_cell_tells_is_there_again_after_an_interruption(random_ones, data, tmp_path, quiet):
+    file, plan = tmp_path / "r.json", of(PGD, {**PGD, "name": "bpda", "mode": "bpda", "eot": 2})
+    first = Evaluation(random_ones, plan, file, data).run(quiet, attacks=["pgd"])
+    again = Evaluation(random_ones, plan, file, data).run(quiet)
+    assert again[:1] == first
+    assert (again[0].redrawn, again[0].objectives) != (None, None)
+    assert len(again) == 2
+    assert Evaluation(random_ones, plan, file, data).run(quiet) == again
+
+
+def test_an_attack_may_ask_for_fewer_images(defenses, data, tmp_path, quiet):
+    fewer = {**PGD, "name": "fewer", "images": 5}
+    bpda = {**fewer, "name": "bpda", "mode": "bpda"}
+    more = {**PGD, "name": "more", "images": 50}
+    cells = Evaluation(defenses, of(PGD, fewer, bpda, more), tmp_path / "r.json", data).run(quiet, oracle=False)
+    assert {c.attack.name: c.n for c in cells} == {"pgd": 8, "fewer": 5, "bpda": 5, "more": 8}
+    assert cell(cells, "none", "fewer").outcomes == cell(cells, "none", "pgd").outcomes[:5]
+
+
+@pytest.mark.parametrize(
+    ("attack", "message"),
+    [
+        ({"mode": "foolbox", "attack": "Magic"}, "Foolbox has no Magic"),
+        ({"mode": "foolbox", "attack": "LinfPGD", "arguments": {"stepz": 3}}, "stepz"),
+        ({"mode": "autoattack", "attack": "magic"}, "AutoAttack has no 'magic'"),
+        ({"mode": "autoattack", "attack": "magic", "whole": True}, "AutoAttack has no 'magic'"),
+        ({**PGD, "targets": 10}, "of 10 classes 9 are wrong"),
+        ({**PGD, "mode": "bpda", "targets": 10}, "of 10 classes 9 are wrong"),
+    ],
+)
+def test_an_attack_that_cannot_be_made_is_an_error_of_the_evaluation(defenses, data, tmp_path, quiet, attack, message):
+    plan = of({**attack, "name": "x", "epsilon": 0.1})
+    with pytest.raises(EvaluationError, match=message):
+        Evaluation(defenses, plan, tmp_path / "r.json", data).run(quiet)
+
+
+def test_autoattack_sees_all_images_at_once_and_its_flags_are_kept(defenses, data, tmp_path, quiet, monkeypatch):
+    seen = []
+
+    def autoattack(logits, x, y, attack):
+        seen.append(len(x))
+        return x, ("a flag",)
+
+    monkeypatch.setattr("training.evaluate.autoattack", autoattack)
+    plan = of({"name": "a", "mode": "autoattack", "attack": "square", "epsilon": 0.1}, n=40)
+    cells = Evaluation(defenses, plan, tmp_path / "r.json", data).run(quiet)
+    assert seen == [40]
+    assert cell(cells, "soap-dr", "a").flags == ("a flag",)
+    assert json.loads((tmp_path / "r.json").read_text())["cells"][0]["flags"] == ["a flag"]
