@@ -253,7 +253,7 @@ def of(*attacks, n=8, **fields):
 def random_ones(defenses, tmp_path):
     path = tmp_path / "random.toml"
     path.write_text(RANDOM)
-    return variants_of(defenses[0], path)
+    return variants_of(defenses, path)
 
 
 def test_a_cell_tells_what_it_cost_an_image(defenses, data, tmp_path, quiet):
