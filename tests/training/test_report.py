@@ -97,6 +97,12 @@ def test_suspicion_is_told_by_attack_and_purifier(results):
     assert details.suspicion(found, "mnist") == ""
 
 
+def test_sweeps_tell_nothing_of_suspicion(results):
+    clean, sent = (cell("p", mode, "11").model_copy(update={"objectives": "1 3"}) for mode in ("none", "bpda"))
+    assert details.suspicion(read_results([results("a.json", clean, sent, plan="quick")]))
+    assert not details.suspicion(read_results([results("a.json", clean, sent, plan="budgets")]))
+
+
 def test_a_plan_in_two_files_is_one_table_with_the_longer_of_two_cells(results):
     files = [
         results("a.json", cell("p", "none", "1100"), cell("p", "static", "10", name="pgd"), plan="paper-soap"),

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from training.attacks import AttackSettings
 from training.detector import Detection, detections
-from training.outcomes import kind_of
+from training.outcomes import SWEEPS, kind_of
 from training.report.layout import interval, percent, table
 from training.results import Bench, Measured, Result, Rows, benches
 
@@ -60,7 +60,8 @@ def suspicion(results: Sequence[Result], model: str | None = None) -> str:
     found, kinds = dict[str, dict[str, Detection]](), dict[str, str]()
     for bench, rows in benches([result for result in results if model in (None, result.model)]).items():
         for purifier, measured in rows.items():
-            inside = [each for each in measured if each.cell.attack.stays_within(bench.budget)]
+            whole = [each for each in measured if each.plan not in SWEEPS]
+            inside = [each for each in whole if each.cell.attack.stays_within(bench.budget)]
             if mine := _detected(inside):
                 found[f"{bench.classifier} `{purifier}`"] = mine
                 kinds |= {each.cell.attack.name: _kind(bench, each.cell.attack) for each in inside}
