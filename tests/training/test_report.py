@@ -65,7 +65,7 @@ def test_what_was_drawn_is_linked(results, tmp_path):
 def test_results_that_cant_be_believed_say_so(results):
     blind, aware = cell("p", "static", "0" * 99 + "1"), cell("p", "bpda", "1" * 100)
     page = report(read_results([results("a.json", blind, aware, plan="quick")]))
-    assert "quick: p: weaker-than-blind: attacks that know the defence leave 100.0% right" in page
+    assert "quick: p: weaker-than-blind: attacks that know the defence leave 100.0% of 100 images right" in page
 
 
 def test_a_budget_of_ones_own_is_told_where_there_are_two(results):
