@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 R = TypeVar("R")
 
 # Runs before the service is ready: the first is many times slower than the third, and what items take is learned from them.
+# As good as the best under the worst case, and better than that against all who don't know of it: docs/robustness.md.
+PREFERRED = "aid"
+
 WARMING = 3
 
 # Between probes of a device in trouble, and what clients are told to wait meanwhile.
@@ -102,6 +105,7 @@ class Engine:
     ) -> None:
         self.settings = settings
         self._catalog = catalog
+        self._defaults: dict[str, str] = {}
         self._waits_for: str | None = "the catalog is not loaded yet"
         self._nurse: asyncio.Task[None] | None = None
         self._threads = ThreadPool(settings.decode_threads)
@@ -181,15 +185,28 @@ class Engine:
         self._catalog = catalog
         self._worker.forget_retired()
 
+    def default_purifier(self, model: str) -> str:
+        """That of a request which names none; what is loaded later doesn't change it."""
+        if self.settings.default_purifier is not None:
+            return self.settings.default_purifier
+        if model not in self._defaults:
+            offered = [offer.purifier for offer in self.catalog.offers() if offer.model == model]
+            if not offered:
+                return "none"
+            self._defaults[model] = next(
+                (name for name in (PREFERRED, *offered) if name in {*offered} - {"none"}), "none"
+            )
+        return self._defaults[model]
+
     def choose(self, model: str | None = None, purifier: str | None = None, classifier: str | None = None) -> Offer:
         """The combination that a request means; what it doesn't name is the settings' default.
 
         Raises:
             errors.UnknownName: one of its children, with what is known.
         """
-        model, purifier = model or self.settings.default_model, purifier or self.settings.default_purifier
+        model = model or self.settings.default_model
         try:
-            return self.catalog.resolve(model, purifier, classifier)
+            return self.catalog.resolve(model, purifier or self.default_purifier(model), classifier)
         except NotInCatalog as error:
             raise _UNKNOWN[error.what](str(error), error.known) from error
 

@@ -32,7 +32,7 @@ async def purifiers(request: Request) -> PurifiersReply:
             PurifierReply.of(offer, catalog.load(offer).info, _is_default(catalog, offer)) for offer in catalog.offers()
         ]
     )
-    return PurifiersReply(default_purifier=engine.settings.default_purifier, purifiers=found)
+    return PurifiersReply(default_purifier=engine.default_purifier(engine.settings.default_model), purifiers=found)
 
 
 @router.get("/models", tags=["catalog"], summary="All models", responses=openapi.LISTING)

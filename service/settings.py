@@ -60,7 +60,10 @@ class Settings(BaseSettings):
         default=None, ge=1, le=1024, description="CPU threads of one network evaluation; unset leaves PyTorch's choice."
     )
     default_model: str = Field(default="cifar10", description="The model of a request that names none.")
-    default_purifier: str = Field(default="aid", description="The purifier of a request that names none.")
+    default_purifier: str | None = Field(
+        default=None,
+        description="The purifier of a request that names none. Unset: aid where the model has it, else the model's first.",
+    )
 
     max_batch_size: int = Field(default=32, ge=1, le=4096, description="The most images that are purified together.")
     max_batch_ms: float = Field(

@@ -87,12 +87,13 @@ class Swaps:
         return checkpoint
 
     def _check_default(self, after: Catalog) -> None:
-        settings = self._engine.settings
+        model = self._engine.settings.default_model
+        purifier = self._engine.default_purifier(model)
         try:
-            after.resolve(settings.default_model, settings.default_purifier)
+            after.resolve(model, purifier)
         except UnknownName as error:
             raise errors.DefaultNeeded(
-                f"requests that name nothing mean {settings.default_model}/{settings.default_purifier}, which would not be "
+                f"requests that name nothing mean {model}/{purifier}, which would not be "
                 f"served any more ({error}); load another checkpoint that offers it first"
             ) from error
 

@@ -25,14 +25,10 @@ TOYS = {
 }
 
 
-@pytest.fixture(autouse=True, scope="session")
-def _clean_environment() -> Iterator[None]:
-    """No setting of whoever runs the tests counts; the toy zoos have no `aid`, the purifier of requests that name none."""
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        for name in [name for name in os.environ if name.startswith("UNPERTURB_")]:
-            monkeypatch.delenv(name)
-        monkeypatch.setenv("UNPERTURB_DEFAULT_PURIFIER", "soap-lc")
-        yield
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("UNPERTURB_")]:
+        monkeypatch.delenv(name)
 
 
 @pytest.fixture(scope="session")

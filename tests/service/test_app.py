@@ -6,6 +6,7 @@ import pytest
 from torch import Tensor
 
 from models.catalog import Catalog
+from service.engine import Engine
 from service.settings import Settings
 
 
@@ -99,3 +100,12 @@ def test_threads_are_set_only_where_asked_for(run: Any, catalog: Catalog, monkey
         with run(Settings(threads=threads), catalog):
             pass
     assert asked == [3]
+
+
+def test_who_names_no_purifier_gets_what_is_best_or_else_the_first(catalog: Any) -> None:
+    shipped, toys = (Engine(Settings(), found) for found in (Catalog.open(), catalog))
+    assert [shipped.default_purifier(model) for model in ("cifar10", "mnist")] == ["aid", "soap-dr"]
+    assert [toys.default_purifier(model) for model in ("cifar10", "mnist")] == ["soap-lc", "soap-dr"]
+    assert toys.default_purifier("nothing") == "none"
+    assert shipped.choose().classifier == "resnet18-at"
+    assert Engine(Settings(default_purifier="nrp"), catalog).default_purifier("cifar10") == "nrp"

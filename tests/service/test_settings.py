@@ -10,11 +10,10 @@ from models.catalog import ZOO
 from service.settings import Settings
 
 
-def test_defaults_serve_the_shipped_zoo_locally(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("UNPERTURB_DEFAULT_PURIFIER")
+def test_defaults_serve_the_shipped_zoo_locally() -> None:
     settings = Settings()
     assert (settings.host, settings.port, settings.zoo) == ("127.0.0.1", 8000, (ZOO,))
-    assert (settings.default_model, settings.default_purifier) == ("cifar10", "aid")
+    assert (settings.default_model, settings.default_purifier) == ("cifar10", None)
 
 
 def test_environment_overrides_and_arguments_override_that(monkeypatch: pytest.MonkeyPatch) -> None:

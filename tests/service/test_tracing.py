@@ -66,7 +66,7 @@ def spans(monkeypatch: pytest.MonkeyPatch) -> InMemorySpanExporter:
     return exporter
 
 
-SETTINGS = Settings(default_purifier="soap-lc", otlp_endpoint="http://127.0.0.1:1")
+SETTINGS = Settings(otlp_endpoint="http://127.0.0.1:1")
 
 
 def named(spans: InMemorySpanExporter, name: str) -> list[ReadableSpan]:
