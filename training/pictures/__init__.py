@@ -1,4 +1,4 @@
-"""Pictures for the pages and for `unperturb report`: `python -m training.pictures` rewrites `docs/images/` and the captions.
+"""Pictures for the pages and for `unperturb report`: `python -m training.pictures` rewrites those of docs/results, and captions.
 
 One file a kind of picture, each a function from results to `Picture`s; strips.py needs no results but the shipped checkpoints.
 Needs matplotlib (`pip install 'unperturb[plot]'`).

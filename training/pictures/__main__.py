@@ -1,4 +1,4 @@
-"""Rewrite `docs/images/` from the committed results and the shipped checkpoints, and the captions on the pages."""
+"""Rewrite the pictures in `docs/results/` from the results there and the shipped checkpoints, and the captions on the pages."""
 
 from models.catalog import Catalog
 from training.pictures import draw, strips

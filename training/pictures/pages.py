@@ -7,7 +7,7 @@ from pathlib import Path
 
 from training.tables import NOTHING, PAGES, ROOT
 
-IMAGES = ROOT / "docs" / "images"
+IMAGES = ROOT / "docs" / "results"
 
 __all__ = ["IMAGES", "PAGES", "illustrated"]
 
