@@ -77,7 +77,7 @@ def test_a_generator_counts_beside_the_classifier(generator):
 def test_every_generator_of_a_chain_counts(generator):
     chained = replace(generator, purifier=Chain([generator.purifier, generator.purifier]))
     x = toy_images(generator.card, n=3)
-    # The library of hooks holds a network once, however often it is in the chain. Each of the two classifies as well.
+    # The generator has one hook, however often it is in the chain. Each of the two classifies as well.
     assert found(chained, run=lambda: chained.purify(x)) == (3 * 4, 0)
 
 

@@ -283,7 +283,7 @@ def test_what_was_sent_to_a_random_defence_is_tried_again(random_ones, data, tmp
     (found,) = Evaluation(random_ones, plan, tmp_path / "r.json", data).run(quiet)
     again = found.redrawn
     assert again.draws == 6
-    assert 0 < again.worst <= again.mean < 1
+    assert 0 < again.worst < again.mean < 1  # some images depend on the draw
     assert set(again.majority) == {1, 5}  # ten draws there are not
     assert again.worst <= again.majority[5]
 
@@ -306,9 +306,10 @@ def test_everything_that_a_cell_tells_is_there_again_after_an_interruption(rando
 def test_an_attack_may_ask_for_fewer_images(defenses, data, tmp_path, quiet):
     fewer = {**PGD, "name": "fewer", "images": 5}
     bpda = {**fewer, "name": "bpda", "mode": "bpda"}
-    more = {**PGD, "name": "more", "images": 50}
-    cells = Evaluation(defenses, of(PGD, fewer, bpda, more), tmp_path / "r.json", data).run(quiet, oracle=False)
-    assert {c.attack.name: c.n for c in cells} == {"pgd": 8, "fewer": 5, "bpda": 5, "more": 8}
+    more = {**bpda, "name": "more", "images": 50}
+    plan = of(PGD, fewer, bpda, more, adaptive_n=6)
+    cells = Evaluation(defenses, plan, tmp_path / "r.json", data).run(quiet, oracle=False)
+    assert {c.attack.name: c.n for c in cells} == {"pgd": 8, "fewer": 5, "bpda": 5, "more": 6}
     assert cell(cells, "none", "fewer").outcomes == cell(cells, "none", "pgd").outcomes[:5]
 
 
