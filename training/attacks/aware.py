@@ -13,8 +13,8 @@
 
 `eot` draws of what is random are averaged in each gradient (Athalye et al.). An attack succeeds on an image as soon as *any*
 iterate that it asks about, the image itself among them, is misclassified: that one it sends, and leaves the image alone. Against
-a random defence it goes on to the last step, and sends what it has then. What is asked last in modes that ask seldom is what the
-ascent ends with, with APGD the image of the highest loss.
+a random defence it goes on to the last step, and sends what it has then. Modes that ask seldom end with APGD's image of the
+highest loss.
 """
 
 from collections.abc import Callable, Sequence
@@ -96,14 +96,15 @@ class _Hunt:
                 shown = None if purified is None else purified[i : i + CHUNK]
                 ascent.climb(self._loss(surrogate, part, shown, target), part)
         if len(rows):
-            self._asked(self._reached(ascent, surrogate, rows, target), rows)
+            rows, _ = self._asked(ascent.x + ascent.delta, rows)
+        if len(rows) and self.every > 1 and settings.algorithm == "apgd":  # else it was asked about already
+            self._asked(self._best(ascent, surrogate, rows, target), rows)
 
-    def _reached(self, ascent: Ascent, surrogate: Surrogate, rows: Tensor, target: int | None) -> Tensor:
-        """What the ascent ends with, (N, C, H, W); only the `rows` matter."""
-        images = ascent.x + ascent.delta
-        if self.every > 1 and self.settings.steps:  # else all iterates before were asked about
-            for part in rows.split(CHUNK):
-                images[part] = ascent.best(self._loss(surrogate, part, None, target), part)
+    def _best(self, ascent: Ascent, surrogate: Surrogate, rows: Tensor, target: int | None) -> Tensor:
+        """The images of the highest loss, (N, C, H, W); only the `rows` matter."""
+        images = self.x.clone()
+        for part in rows.split(CHUNK):
+            images[part] = ascent.best(self._loss(surrogate, part, None, target), part)
         return images
 
     def _asked(self, images: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -104,6 +104,10 @@ def test_two_view_climbs_the_sum_over_the_views_and_ends_with_the_highest():
     losses = []
     expected = ascend(lambda image: (losses.append(both(image).detach()), both(image))[1], x, settings)
     assert torch.equal(knowing(behind(toy), x, labels, settings).image, expected)
+    came, last, best = [image for image, _ in toy.asked]
+    assert torch.equal(came, x)
+    assert torch.allclose(both(last), losses[-1])
+    assert torch.equal(best, expected)
     assert not torch.allclose(both(expected), losses[-1])
 
 
