@@ -120,14 +120,14 @@ def evaluate(
     from training import checks
     from training import evaluate as evaluation
     from training.loop import threads as limited
-    from training.plan import length, load_plan
+    from training.plan import load_plan
 
     catalog = open_catalog(zoo, device)
     defenses = evaluation.defenses_of(catalog, model, classifier, chain or ())
     given = (("first", first), ("n", n), ("adaptive_n", adaptive_n))
     overrides = {key: value for key, value in given if value is not None}
     data_set = evaluation.trained_on(defenses[0].card)
-    chosen = load_plan(plan, data_set, overrides, length(epsilon) if epsilon else None)
+    chosen = load_plan(plan, data_set, overrides, _budget(epsilon))
     if variants:
         defenses = evaluation.variants_of(defenses, variants)
     file = out or Path("runs") / "results" / f"{model}-{classifier}-{chosen.name}.json"
@@ -156,6 +156,15 @@ def evaluate(
         typer.echo("these results can't be believed as they are, docs/checks.md says why:", err=True)
         typer.echo("\n".join(f"  {flaw}" for flaw in flaws), err=True)
         raise typer.Exit(1)
+
+
+def _budget(epsilon: str | None) -> float | None:
+    from training.plan import EvaluationError, length
+
+    try:
+        return None if epsilon is None else length(epsilon)
+    except ValueError as error:
+        raise EvaluationError(f"--epsilon: {error}") from error
 
 
 def _results(cells: "list[Cell]", title: str) -> Table:

@@ -189,6 +189,7 @@ def test_convert_makes_an_add_on_of_foreign_weights_of_a_purifier(tmp_path):
         (("models", "--zoo", "nowhere"), "no checkpoint here"),
         (("train", "soap-xy"), "shipped: "),
         (("train", "natural", "--data", "nowhere"), "UNPERTURB_DATA"),
+        (("evaluate", "resnet18-at", "--epsilon", "rubbish"), "--epsilon: 'rubbish' is no length"),
         (("evaluate", "vgg"), "known: cifar10/"),
     ],
 )
