@@ -22,11 +22,11 @@ from models.catalog import CHUNK, Catalog, Defense, build_defense
 from models.checkpoint import Card, CheckpointError, Measurement, PurifierEntry
 from models.networks import frozen_network
 from models.purifiers import Purified
-from models.purifiers.chain import Chain
 from models.purifiers.descending import DescentPurifier
 from training import paper
 from training.attacks import AttackSettings, applies, knowing
 from training.attacks.asking import draws
+from training.attacks.aware import judging
 from training.attacks.blind import distort, in_chunks, static
 from training.attacks.library import autoattack, foolbox_attack
 from training.counting import Passes, counted
@@ -416,10 +416,8 @@ def _spent(passes: Passes, n: int) -> dict[str, float]:
 
 def _objectives(defense: Defense, x: Tensor, seeds: Sequence[int] | None) -> Tensor | None:
     """The loss that judges an incoming image, (N,): of a chain that of its first purifier; None without one."""
-    purifier = defense.purifier
-    if isinstance(purifier, Chain):
-        seeds, purifier = purifier.seeds_of_steps(seeds)[0], purifier.purifiers[0]
-    if not isinstance(purifier, DescentPurifier):
+    purifier = judging(defense.purifier)  # in a chain the first one, whose seeds are those of the image
+    if purifier is None:
         return None
     with torch.no_grad():
         parts = [

@@ -3,11 +3,10 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from training.attacks import BLIND, BY_QUERIES, AttackSettings
 from training.evaluate import Cell
-from training.results import Bench, Result, Rows, benches, read_results
+from training.results import Bench, Result, Rows, benches
 
 # Plans that vary one length on fewer images, with shorter attacks: in a worst case they would only cut the images.
 SWEEPS = ("budgets", "steps")
@@ -75,11 +74,6 @@ def kind_of(attack: AttackSettings, classifier: str) -> str:
     if attack.mode in BLIND and not attack.aware:
         return "transfer" if transferred(attack, classifier) else "blind"
     return "queries" if attack.mode in BY_QUERIES else "adaptive"
-
-
-def worst_cases(files: Sequence[Path]) -> list[Worst]:
-    """`worst_of` these result files."""
-    return worst_of(read_results(files))
 
 
 def worst_of(results: Sequence[Result]) -> list[Worst]:

@@ -17,7 +17,10 @@ from training.plan import EvaluationError
 
 
 class Result(BaseModel):
-    """One file. data: which test images. settings, addons: of each purifier, and the weights that it brings along."""
+    """One file. data: which test images. settings, addons: of each purifier, and the weights that it brings along.
+
+    stem: the file's name.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -30,6 +33,19 @@ class Result(BaseModel):
     settings: Mapping[str, Any] = {}
     addons: Mapping[str, Any] = {}
     cells: tuple[Cell, ...]
+    stem: str = ""
+
+    @property
+    def title(self) -> str:
+        return f"{self.model} / {self.classifier}"
+
+    def purifiers(self) -> list[str]:
+        """In the order of the file."""
+        return list(dict.fromkeys(cell.purifier for cell in self.cells))
+
+    def of(self, purifier: str) -> list[Cell]:
+        """A purifier's cells, without the oracle, who is no defence."""
+        return [cell for cell in self.cells if cell.purifier == purifier and not cell.oracle]
 
     @property
     def bench(self) -> "Bench":
@@ -78,10 +94,19 @@ def read_results(files: Iterable[Path]) -> list[Result]:
         try:
             body = json.loads(file.read_text(encoding="utf-8"))
             if isinstance(body, dict) and "cells" in body:
-                found.append(Result.model_validate(body))
+                found.append(Result.model_validate({**body, "stem": file.stem}))
         except (json.JSONDecodeError, ValidationError) as error:
             raise EvaluationError(f"{file} is no result of `unperturb evaluate`: {error}") from error
     return found
+
+
+def every_result(folder: Path) -> list[Result]:
+    """Those of a folder, variants too.
+
+    Raises:
+        EvaluationError: a file is broken.
+    """
+    return read_results(sorted(folder.glob("*.json")))
 
 
 def load_results(folder: Path) -> list[Result]:

@@ -23,7 +23,8 @@ from models.purifiers.base import PURIFIERS, build_purifier
 from training.attacks import AttackSettings
 from training.attacks.library import autoattack
 from training.data import load_data
-from training.outcomes import worst_cases
+from training.outcomes import worst_of
+from training.results import read_results
 from unperturb import cli
 
 EPSILON = 0.06
@@ -124,7 +125,7 @@ def evaluated(folder, out, attacks, *purifiers):
     given = [f"--{name}={value}" for name, value in {**options, "out": out / "r.json", "threads": 1}.items()]
     result = CliRunner().invoke(cli.app, ["evaluate", "toy", *given, *(f"--purifier={name}" for name in purifiers)])
     flaws = {tuple(line.strip().split(": ")[:2]) for line in result.stderr.splitlines() if line.startswith("  ")}
-    return result.exit_code, {worst.purifier: worst for worst in worst_cases([out / "r.json"])}, flaws
+    return result.exit_code, {worst.purifier: worst for worst in worst_of(read_results([out / "r.json"]))}, flaws
 
 
 STEPS = 10  # of Square too: its queries

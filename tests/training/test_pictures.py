@@ -6,7 +6,7 @@ from models.catalog import Catalog
 from training.attacks import AttackSettings
 from training.evaluate import Cell
 from training.pictures import budgets, draw, pictures_of, purification, roc, steps, strips, tradeoff
-from training.pictures.results import read
+from training.results import every_result
 
 FGSM = {"mode": "static", "epsilon": 8 / 255, "step_size": 8 / 255, "steps": 1}
 PGD = {"mode": "static", "epsilon": 8 / 255, "step_size": 2 / 255, "steps": 20}
@@ -36,7 +36,7 @@ def results(tmp_path):
             "cells": [each.model_dump(mode="json") for each in cells],
         }
         (tmp_path / f"{stem}.json").write_text(json.dumps(body))
-        return read(tmp_path)[0]
+        return every_result(tmp_path)[0]
 
     return write
 

@@ -148,7 +148,7 @@ def lacks(defense: Defense, settings: AttackSettings) -> str | None:
     descends = isinstance(purifier, DescentPurifier)
     lacking: dict[Mode, str | None] = {
         "two-view": None if hasattr(purifier, "view_logits") else "compares no views",
-        "joint": None if _descending(purifier) else "has no loss of its own",
+        "joint": None if judging(purifier) else "has no loss of its own",
         "bpda": None,
         "trajectory": None if descends else "makes no steps",
         "unrolled": None if descends else "makes no steps to unroll",
@@ -156,12 +156,12 @@ def lacks(defense: Defense, settings: AttackSettings) -> str | None:
     }
     if settings.eot > 1 and not info.random:
         return "draws nothing at random to average over"
-    if settings.weight and not _descending(purifier):
+    if settings.weight and not judging(purifier):
         return "has no loss of its own"
     return lacking[settings.mode]
 
 
-def _descending(purifier: Purifier) -> DescentPurifier | None:  # type: ignore[type-arg]
+def judging(purifier: Purifier) -> DescentPurifier | None:  # type: ignore[type-arg]
     """The purifier whose loss judges the incoming image: in a chain the first one, if it has any."""
     first = purifier.purifiers[0] if isinstance(purifier, Chain) else purifier
     return first if isinstance(first, DescentPurifier) else None
@@ -185,67 +185,59 @@ def _joint(defense: Defense, settings: AttackSettings) -> Surrogate:
 
 
 def _penalty(defense: Defense, settings: AttackSettings, image: Tensor, look: Look) -> Tensor | float:
-    purifier = _descending(defense.purifier)
+    purifier = judging(defense.purifier)
     return settings.weight * purifier.objective(image, look.seeds()) if purifier and settings.weight else 0.0
 
 
-def _mean(draws: int, one: Callable[[bool], Tensor]) -> Tensor:
-    """Of `draws` draws; the argument says whether it is the first."""
-    return torch.stack([one(draw == 0) for draw in range(draws)]).mean(0)
+def _averaged(settings: AttackSettings, drawn: Callable[[Tensor, Criterion, Look, bool], Tensor]) -> Surrogate:
+    """The mean of `eot` draws of a loss; `drawn`'s last argument says whether it is the first of them."""
+
+    def loss(image: Tensor, follow: Criterion, look: Look) -> Tensor:
+        return torch.stack([drawn(image, follow, look, draw == 0) for draw in range(settings.eot)]).mean(0)
+
+    return loss
 
 
 def _bpda(defense: Defense, settings: AttackSettings) -> Surrogate:
-    def loss(image: Tensor, follow: Criterion, look: Look) -> Tensor:
-        def one(is_first: bool) -> Tensor:
-            # What was seen is not what a diverse input becomes.
-            purified = look.purified if is_first and not settings.diversity else None
-            if purified is None:
-                purified = defense.purify(image.detach(), look.seeds()).image
-            return follow(defense.logits(_as_if_identity(image, purified)))
+    def drawn(image: Tensor, follow: Criterion, look: Look, is_first: bool) -> Tensor:
+        # What was seen is not what a diverse input becomes.
+        purified = look.purified if is_first and not settings.diversity else None
+        if purified is None:
+            purified = defense.purify(image.detach(), look.seeds()).image
+        return follow(defense.logits(_as_if_identity(image, purified)))
 
-        return _mean(settings.eot, one)
-
-    return loss
+    return _averaged(settings, drawn)
 
 
 def _trajectory(defense: Defense, settings: AttackSettings) -> Surrogate:
     purifier = defense.purifier
     assert isinstance(purifier, DescentPurifier)
 
-    def loss(image: Tensor, follow: Criterion, look: Look) -> Tensor:
-        def one(is_first: bool) -> Tensor:
-            found = path(purifier, image.detach(), look.seeds(), through=False, steps=settings.followed)
-            passed = [follow(defense.logits(_as_if_identity(image, iterate))) for iterate in found.iterates]
-            return torch.stack(passed).sum(0)
+    def drawn(image: Tensor, follow: Criterion, look: Look, is_first: bool) -> Tensor:
+        found = path(purifier, image.detach(), look.seeds(), through=False, steps=settings.followed)
+        passed = [follow(defense.logits(_as_if_identity(image, iterate))) for iterate in found.iterates]
+        return torch.stack(passed).sum(0)
 
-        return _mean(settings.eot, one)
-
-    return loss
+    return _averaged(settings, drawn)
 
 
 def _unrolled(defense: Defense, settings: AttackSettings) -> Surrogate:
     purifier = defense.purifier
     assert isinstance(purifier, DescentPurifier)
 
-    def loss(image: Tensor, follow: Criterion, look: Look) -> Tensor:
-        def one(is_first: bool) -> Tensor:
-            return follow(defense.logits(path(purifier, image, look.seeds(), steps=settings.followed).chosen))
+    def drawn(image: Tensor, follow: Criterion, look: Look, is_first: bool) -> Tensor:
+        return follow(defense.logits(path(purifier, image, look.seeds(), steps=settings.followed).chosen))
 
-        return _mean(settings.eot, one)
-
-    return loss
+    return _averaged(settings, drawn)
 
 
 def _end_to_end(defense: Defense, settings: AttackSettings) -> Surrogate:
-    def loss(image: Tensor, follow: Criterion, look: Look) -> Tensor:
-        def one(is_first: bool) -> Tensor:
-            # A single draw tells less than the function without its noise.
-            seeds = look.seeds() if settings.eot > 1 else None
-            return follow(defense.logits(gradient_path(defense.purifier, image, seeds)))
+    def drawn(image: Tensor, follow: Criterion, look: Look, is_first: bool) -> Tensor:
+        # A single draw tells less than the function without its noise.
+        seeds = look.seeds() if settings.eot > 1 else None
+        return follow(defense.logits(gradient_path(defense.purifier, image, seeds)))
 
-        return _mean(settings.eot, one)
-
-    return loss
+    return _averaged(settings, drawn)
 
 
 def _as_if_identity(image: Tensor, purified: Tensor) -> Tensor:

@@ -8,14 +8,14 @@ from pathlib import Path
 
 from training.pictures import bars, budgets, purification, roc, steps, tradeoff
 from training.pictures.picture import Picture
-from training.pictures.results import read
+from training.results import every_result
 
 KINDS = (bars, budgets, purification, steps, tradeoff, roc)
 
 
 def pictures_of(results: Path) -> list[Picture]:
     """Every picture that the result files of a folder allow, none of them drawn yet."""
-    found = read(results)
+    found = every_result(results)
     return [picture for kind in KINDS for picture in kind.pictures(found)]
 
 

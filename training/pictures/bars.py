@@ -5,7 +5,7 @@ from typing import Any
 
 from training.evaluate import Cell
 from training.pictures.picture import BLUE, Picture, images
-from training.pictures.results import Result
+from training.results import Result
 
 SHOWN = {("cifar10-resnet18-soap-lc-paper-soap", "soap-lc"): "cifar10-attacks.png"}
 LABELS = {

@@ -7,7 +7,7 @@ from training.attacks import BLIND
 from training.evaluate import Cell
 from training.outcomes import withstood
 from training.pictures.picture import COLOURS, MARKERS, Picture, Point, Unit, curve, images, percent
-from training.pictures.results import Result
+from training.results import Result
 
 
 def pictures(results: Sequence[Result]) -> list[Picture]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from training.evaluate import Cell
 from training.pictures.picture import BLUE, ORANGE, RED, Picture, Point, Unit, curve, images, percent
-from training.pictures.results import Result
+from training.results import Result
 
 SHOWN = {"none": ("clean", BLUE, "o"), "fgsm": ("FGSM", ORANGE, "s"), "pgd": ("PGD", RED, "D")}
 

@@ -7,7 +7,7 @@ from training.detector import area, losses, roc
 from training.evaluate import Cell
 from training.outcomes import SWEEPS
 from training.pictures.picture import COLOURS, Picture, images
-from training.pictures.results import Result
+from training.results import Result
 
 # Which attacks are shown where they were made; others would only cover these.
 SHOWN = ("fgsm", "pgd", "pgd-50", "two-view", "bpda", "unrolled")

@@ -5,7 +5,7 @@ from typing import Any
 
 from training.evaluate import Cell
 from training.pictures.picture import BLUE, COLOURS, MARKERS, Picture, Point, curve, images, percent
-from training.pictures.results import Result
+from training.results import Result
 
 
 def pictures(results: Sequence[Result]) -> list[Picture]:

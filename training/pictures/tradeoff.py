@@ -6,7 +6,7 @@ from typing import Any
 
 from training.evaluate import Cell
 from training.pictures.picture import BLUE, RED, Picture, Point, curve, images, percent
-from training.pictures.results import Result
+from training.results import Result
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,20 @@ def _read(name: str) -> dict[str, Any]:
     return found
 
 
+def _setup(head: dict[str, Any]) -> str:
+    """On what, and how often, a benchmark was run."""
+    hardware = head["hardware"]
+    return (
+        f"fp32, {hardware['torch_threads']} threads, {hardware['cpu']}, PyTorch {head['versions']['torch']}, median of "
+        f"{head['measured_rounds']} interleaved rounds"
+    )
+
+
 def offer_cost() -> str:
     """Every purifier of the zoo: time at three batch sizes, passes and multiply-adds."""
     found = _read("offer_cost.json")
-    head, hardware = found["header"], found["header"]["hardware"]
     rows = [
-        f"fp32, {hardware['torch_threads']} threads, {hardware['cpu']}, PyTorch {head['versions']['torch']}, median of "
-        f"{head['measured_rounds']} interleaved rounds; ms an image.\n",
+        f"{_setup(found['header'])}; ms an image.\n",
         "| purifier | classifier | batch 1 | batch 8 | batch 64 | passes | million multiply-adds |",
         "|---|---|---|---|---|---|---|",
     ]
@@ -63,10 +70,8 @@ def purifiers() -> str:
 def cost() -> str:
     """Time of a batch against the published loop, both measured in one run."""
     found = _read("purify_cost.json")
-    head, hardware = found["header"], found["header"]["hardware"]
     rows = [
-        f"Batch of {head['images']}, fp32, {hardware['torch_threads']} threads, {hardware['cpu']}, PyTorch "
-        f"{head['versions']['torch']}, median of {head['measured_rounds']} interleaved rounds.\n",
+        f"Batch of {found['header']['images']}, {_setup(found['header'])}.\n",
         "| purifier | ms an image | published loop, ms | ours / published | same label / budget / image, % |",
         "|---|---|---|---|---|",
     ]
