@@ -220,14 +220,15 @@ class Evaluation:
                     found = knowing(defense, x, y, attack, self.plan.first, self._owned)
                 except ValueError as error:  # a library is missing
                     raise EvaluationError(str(error)) from error
-                right, incoming, flags = found.right, found.image, found.flags
-                own = {"bare": _bare(defense, incoming, y)}
+                right, incoming, flags, own = found.right, found.image, found.flags, {}
             else:
                 incoming, flags = self._attacked(defense, attack)
                 right, any_right, own = _right(defense, incoming, y, oracle, self._seeds(defense, attack, n))
+        seconds = round(time.perf_counter() - started, 1)
         facts = {
-            "seconds": round(time.perf_counter() - started, 1),
+            "seconds": seconds,
             "flags": flags,
+            "bare": _bare(defense, incoming, y) if attack.aware else None,
             **own,
             **_spent(passes, n),
             **self._suspected(defense, incoming, attack),
@@ -235,7 +236,7 @@ class Evaluation:
         }
         self._add(defense, attack, right, **facts)
         if any_right is not None:
-            self._add(defense, attack, any_right, oracle=True, seconds=facts["seconds"])
+            self._add(defense, attack, any_right, oracle=True, seconds=seconds)
         progress.note(f"{defense.name} {attack.name}: {right.float().mean():.1%}")
 
     def images(self, attack: AttackSettings) -> int:
