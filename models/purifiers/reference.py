@@ -1,40 +1,86 @@
 """The published purification loop, kept as the oracle that tests and benchmarks hold `descend` against. Nothing serves it.
 
-Changhao Shi, Chester Holtz, Gal Mishne: Online Adversarial Purification based on Self-Supervision, ICLR 2021: Alg. 2 from
-delta = 0 for every budget, then Sec. 3.3's choice, "the smallest one which minimizes the auxiliary loss". As in the authors'
-code, `backward()` also fills the gradients of unfrozen weights.
+Changhao Shi, Chester Holtz, Gal Mishne: Online Adversarial Purification based on Self-Supervision, ICLR 2021: Alg. 2 for
+every budget anew, then Sec. 3.3's choice, "the smallest one which minimizes the auxiliary loss", then the classification. As in
+the authors' code, `backward()` also fills the gradients of unfrozen weights. Best iterate, skip rule and random starts are ours.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-AuxLoss = Callable[[Tensor], Tensor]
+from models.purifiers.base import uniform
+from models.purifiers.descent import DescentSettings, Evaluation, Objective, RandomObjective, at_step
 
 
-def purify_to_budget(aux_loss: AuxLoss, x: Tensor, budget: float, step_size: float, steps: int) -> Tensor:
-    """Alg. 2 under one budget. aux_loss: (N, C, H, W) -> (N,); x: (N, C, H, W) in [0, 1] -> x_pfy, the same."""
-    delta = torch.zeros_like(x)  # l. 1
-    for _ in range(steps):  # l. 2
-        leaf = (x + delta).requires_grad_()
-        aux_loss(leaf).sum().backward()  # l. 3
-        assert leaf.grad is not None
-        delta = delta - step_size * leaf.grad.sign()  # l. 4
-        delta = delta.clamp(-budget, budget)  # l. 5
-        delta = (x + delta).clamp(0, 1) - x  # l. 6
-    return x + delta  # l. 8
+class Answer(NamedTuple):
+    """Images (N, C, H, W), the budgets chosen (N,), the descended loss there (N,), and how they are classified (N, K)."""
+
+    image: Tensor
+    epsilon: Tensor
+    loss: Tensor
+    logits: Tensor
 
 
-def purify_min_aux(
-    aux_loss: AuxLoss, x: Tensor, budgets: Sequence[float], step_size: float, steps: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Every budget from scratch, then the smallest with the least loss, for each image.
+def purify(
+    objective: Objective | RandomObjective,
+    x: Tensor,
+    settings: DescentSettings,
+    skip_below: float | None = None,
+    seeds: Sequence[int] = (),
+) -> Answer:
+    """Every candidate from scratch, then the first with the least loss, for each image. x: (N, C, H, W) in [0, 1]."""
 
-    Returns the images (N, C, H, W), the budgets chosen (N,) and the auxiliary losses there (N,).
-    """
-    images = torch.stack([purify_to_budget(aux_loss, x, budget, step_size, steps) for budget in budgets])
-    losses = torch.stack([aux_loss(image).detach() for image in images])  # (B, N)
-    chosen = losses.argmin(dim=0)  # the first, so the smallest budget, where several are equal
+    def evaluate(t: int, image: Tensor) -> Evaluation:
+        return at_step(objective, t, seeds)(image)
+
+    images, budgets, losses = zip(*_candidates(evaluate, x, settings, seeds), strict=True)
+    chosen = torch.stack(losses).argmin(dim=0)  # the first, so the smallest budget, where several are equal
+    if skip_below is not None:
+        before = evaluate(0, x)
+        images, budgets, losses = (*images, x), (*budgets, 0.0), (*losses, before.descended.detach())
+        chosen[before.loss.detach() <= skip_below] = len(images) - 1
     each = torch.arange(len(x), device=x.device)
-    return images[chosen, each], losses.new_tensor(budgets)[chosen], losses[chosen, each]
+    image = torch.stack(images)[chosen, each]
+    logits = evaluate(settings.steps, image).logits.detach()
+    return Answer(image, losses[0].new_tensor(budgets)[chosen], torch.stack(losses)[chosen, each], logits)
+
+
+def _candidates(
+    evaluate: Callable[[int, Tensor], Evaluation], x: Tensor, settings: DescentSettings, seeds: Sequence[int]
+) -> Iterator[tuple[Tensor, float, Tensor]]:
+    """Image, budget and descended loss of each, in ascending budget."""
+    min_aux, best_iterate = settings.selection == "min-aux", settings.selection == "best-iterate"
+    if best_iterate:
+        yield x, 0.0, evaluate(0, x).descended.detach()
+    for budget in settings.budgets if min_aux else settings.budgets[-1:]:
+        found = list(enumerate(iterates(evaluate, x, budget, settings, seeds)))
+        for t, image in found[1:] if best_iterate else found[-1:]:
+            yield image, min(budget, settings.reach(t)), evaluate(t, image).descended.detach()
+
+
+def iterates(
+    evaluate: Callable[[int, Tensor], Evaluation],
+    x: Tensor,
+    budget: float,
+    settings: DescentSettings,
+    seeds: Sequence[int],
+) -> Iterator[Tensor]:
+    """Alg. 2 under one budget: the images after 0, 1, ... T steps, (N, C, H, W)."""
+    delta = torch.zeros_like(x)  # l. 1
+    if settings.random_start:
+        delta = _clipped(x, uniform(x, seeds, settings.random_start), budget)
+    yield x + delta
+    for t in range(settings.steps):  # l. 2
+        leaf = (x + delta).requires_grad_()
+        evaluate(t, leaf).descended.sum().backward()  # l. 3
+        assert leaf.grad is not None
+        delta = _clipped(x, delta - settings.step_size * leaf.grad.sign(), budget)  # l. 4
+        yield x + delta  # l. 8
+
+
+def _clipped(x: Tensor, delta: Tensor, budget: float) -> Tensor:
+    delta = delta.clamp(-budget, budget)  # l. 5
+    return (x + delta).clamp(0, 1) - x  # l. 6

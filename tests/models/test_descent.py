@@ -8,9 +8,9 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from models.classifiers import frozen
+from models.purifiers import reference
 from models.purifiers.base import Options, Wish
 from models.purifiers.descent import DescentSettings, Evaluation, descend, passes
-from models.purifiers.reference import purify_min_aux, purify_to_budget
 from models.purifiers.soap import LabelConsistency
 
 GRID = tuple(step * 4 / 255 for step in range(11))  # SOAP: 11 budgets, 5 steps of 4/255
@@ -153,27 +153,41 @@ def test_each_image_chooses_its_own_budget() -> None:
 )
 def test_shared_prefixes_give_the_published_loops_answers(budgets: tuple[float, ...]) -> None:
     x = images(16)
-    image, epsilon, loss = purify_min_aux(ripples, x, budgets, 4 / 255, 5)
+    expected = reference.purify(Toy(ripples), x, settings(budgets=budgets))
     found = descend(Toy(ripples), x, settings(budgets=budgets))
-    assert torch.equal(found.image, image)
-    assert torch.allclose(found.epsilon, epsilon)
-    assert torch.allclose(found.objective_after, loss, rtol=1e-5)
+    assert torch.equal(found.image, expected.image)
+    assert torch.allclose(found.epsilon, expected.epsilon)
+    assert torch.allclose(found.objective_after, expected.loss, rtol=1e-5)
 
 
-def test_one_budget_is_the_published_loop_bit_for_bit() -> None:
+@pytest.mark.parametrize("selection", ["fixed", "best-iterate"])
+@pytest.mark.parametrize("random_start", [0.0, 0.02])
+def test_one_budget_is_the_published_loop_bit_for_bit(selection: str, random_start: float) -> None:
+    x, seeds = images(16), list(range(16))
+    how = settings(selection, budgets=(0.03,), step_size=0.01, random_start=random_start)
+    expected = reference.purify(Toy(ripples), x, how, seeds=seeds)
+    found = descend(Toy(ripples), x, how, seeds=seeds)
+    assert torch.equal(found.image, expected.image)
+    assert torch.equal(found.logits, expected.logits)
+
+
+def test_the_published_loop_skips_what_looks_clean_too() -> None:
     x = images(16)
-    found = descend(Toy(ripples), x, settings("fixed", budgets=(0.03,), step_size=0.01))
-    assert torch.equal(found.image, purify_to_budget(ripples, x, 0.03, 0.01, 5))
+    below = float(ripples(x).median())
+    expected = reference.purify(Toy(ripples), x, settings(), skip_below=below)
+    found = descend(Toy(ripples), x, settings(), skip_below=below)
+    assert torch.equal(found.image, expected.image)
+    assert not torch.equal(expected.image, reference.purify(Toy(ripples), x, settings()).image)
 
 
 def test_a_network_gives_the_published_loops_answers(network) -> None:
     plain = network("wide-resnet", depth=10, widen=1).double()
     objective = LabelConsistency(plain, 1.0, second_view_share=0.0)
     x = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    image, epsilon, _ = purify_min_aux(lambda x: objective(x).loss, x, GRID, 4 / 255, 5)
+    expected = reference.purify(objective, x, settings())
     found = descend(LabelConsistency(frozen(plain), 1.0, second_view_share=0.0), x, settings())
-    assert torch.allclose(found.image, image, atol=1e-9)
-    assert torch.allclose(found.epsilon, epsilon)
+    assert torch.allclose(found.image, expected.image, atol=1e-9)
+    assert torch.allclose(found.epsilon, expected.epsilon)
 
 
 def test_every_candidate_is_shown_even_of_images_that_are_skipped() -> None:
