@@ -8,6 +8,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+BUSY_PERCENT = 10.0
+
 
 def described(*packages: str) -> dict[str, Any]:
     """Date, commit, hardware and versions, those of `packages` among them."""
@@ -34,3 +38,15 @@ def commit() -> str:
         return subprocess.run(["git", *words], capture_output=True, text=True, check=False).stdout.strip()
 
     return (git("rev-parse", "HEAD") or "unknown") + ("-dirty" if git("status", "--porcelain") else "")
+
+
+def busy_percent(look_s: float) -> float:
+    """How busy all cores together are, over so many seconds of looking."""
+    return float(psutil.cpu_percent(interval=look_s))
+
+
+def complaint(share: float) -> str | None:
+    """Why not to measure on a machine that is so busy; None where it has nothing else to do."""
+    if share <= BUSY_PERCENT:
+        return None
+    return f"the machine is {share:.0f} % busy, at most {BUSY_PERCENT:.0f} % allowed; or --force"

@@ -16,8 +16,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from benchmarks import machine
 from benchmarks.load import report, scenarios
 from benchmarks.load.client import Traffic, connected
@@ -28,14 +26,13 @@ from benchmarks.load.server import Service, serving
 MODEL = "cifar10"
 MIX = {"none": 0.7, "soap-lc": 0.2, "soap-rp": 0.1}
 IMAGES = sorted((report.ROOT / "samples").glob(f"{MODEL}-*.png"))
-BUSY_PERCENT = 10.0
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = _options(arguments)
-    busy = psutil.cpu_percent(interval=options.look_s)
-    if busy > BUSY_PERCENT and not options.force:
-        print(f"the machine is {busy:.0f} % busy, at most {BUSY_PERCENT:.0f} % allowed; or --force", file=sys.stderr)
+    busy = machine.busy_percent(options.look_s)
+    if (reason := machine.complaint(busy)) and not options.force:
+        print(reason, file=sys.stderr)
         return 2
     header = machine.described("aiohttp", "fastapi", "starlette", "uvicorn") | {"busy_percent_before": busy}
     with tempfile.TemporaryDirectory() as folder, serving(Path(folder)) as service:

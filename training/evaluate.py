@@ -220,7 +220,7 @@ class Evaluation:
                     found = knowing(defense, x, y, attack, self.plan.first, self._owned)
                 except ValueError as error:  # a library is missing
                     raise EvaluationError(str(error)) from error
-                right, incoming, flags, own = found.right, found.image, found.flags, {}
+                right, incoming, flags, own = found.right, found.image, found.flags, dict[str, Any]()
             else:
                 incoming, flags = self._attacked(defense, attack)
                 right, any_right, own = _right(defense, incoming, y, oracle, self._seeds(defense, attack, n))

@@ -14,7 +14,10 @@ from training.results import Result, load_results, read_results, result_files
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
-PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("soap", "addons", "robustness")))
+PAGES = (
+    ROOT / "README.md",
+    *(ROOT / "docs" / f"{name}.md" for name in ("soap", "addons", "robustness", "performance")),
+)
 NOTHING = "*Not measured yet.*"
 
 
@@ -49,8 +52,10 @@ def _variants(name: str) -> Callable[[], str]:
 
 TABLES: dict[str, Callable[[], str]] = {
     "purifiers": costs.purifiers,
-    "cost": costs.cost,
-    "offer-cost": costs.offer_cost,
+    "speed": costs.speed,
+    "speed-short": lambda: costs.speed(short=True),
+    "speed-goals": costs.speed_goals,
+    "growth": costs.growth,
     "aid-cost": costs.aid_cost,
     "overall": lambda: overall.overall(_shipped()),
     "overall-short": lambda: overall.overall(_shipped(), short=True),

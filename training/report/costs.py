@@ -9,43 +9,11 @@ from models.catalog import Catalog
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
 
-def _read(name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((RESULTS / name).read_text(encoding="utf-8"))
+def _read(name: str) -> dict[str, Any] | None:
+    """A benchmark's results; None before it was run."""
+    file = RESULTS / name
+    found: dict[str, Any] | None = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
     return found
-
-
-def _setup(head: dict[str, Any]) -> str:
-    """On what, and how often, a benchmark was run."""
-    hardware = head["hardware"]
-    return (
-        f"fp32, {hardware['torch_threads']} threads, {hardware['cpu']}, PyTorch {head['versions']['torch']}, median of "
-        f"{head['measured_rounds']} interleaved rounds"
-    )
-
-
-def offer_cost() -> str:
-    """Every purifier of the zoo: time at three batch sizes, passes and multiply-adds."""
-    found = _read("offer_cost.json")
-    rows = [
-        f"{_setup(found['header'])}; ms an image.\n",
-        "| purifier | classifier | batch 1 | batch 8 | batch 64 | passes | million multiply-adds |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for name, row in found["rows"].items():
-        ms = " | ".join(f"{row['ms'][batch]['median_ms']:.2f}" for batch in ("1", "8", "64"))
-        passes = f"{row['passes']['forward']} + {row['passes']['backward']}"
-        rows.append(f"| `{name}` | {row['classifier']} | {ms} | {passes} | {row['multiply_adds'] / 1e6:.0f} |")
-    return "\n".join(rows)
-
-
-def aid_cost() -> str:
-    """AID at the paper's width, counted beside what the public code spends."""
-    found = _read("offer_cost.json")
-    rows = ["| classifier | ours, million multiply-adds | public code | share |", "|---|---|---|---|"]
-    for row in found["aid"]:
-        ours, public = row["multiply_adds"] / 1e6, row["public_code"] / 1e6
-        rows.append(f"| {row['architecture']} | {ours:.0f} | {public:.0f} | {row['share']:.1%} |")
-    return "\n".join(rows)
 
 
 def purifiers() -> str:
@@ -67,18 +35,95 @@ def purifiers() -> str:
     )
 
 
-def cost() -> str:
-    """Time of a batch against the published loop, both measured in one run."""
-    found = _read("purify_cost.json")
-    rows = [
-        f"Batch of {found['header']['images']}, {_setup(found['header'])}.\n",
-        "| purifier | ms an image | published loop, ms | ours / published | same label / budget / image, % |",
-        "|---|---|---|---|---|",
-    ]
+def speed(short: bool = False) -> str:
+    """Purifiers as published and as served, at three batch sizes. short: without passes, oracle and floor."""
+    found = _read("speed.json")
+    if found is None:
+        return ""
+    head = found["header"]
+    setup = (
+        f"fp32, {head['threads']} threads, {head['hardware']['cpu']}, PyTorch {head['versions']['torch']}, medians of "
+        f"{head['measured_rounds']} interleaved rounds; ms an image at batch 1 / 8 / 64.\n"
+    )
+    columns = ["purifier", "ours", "published loop", "times as fast"]
+    if not short:
+        columns += ["oracle", "share of the floor, %", "passes", "million multiply-adds, ours / published"]
+        columns += ["authors' code, ms", "same label / budget / pixels as the oracle, %"]
+    rows = [setup, f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     for name, row in found["rows"].items():
-        ours, plain, same = row["ours"]["median_ms"], row.get("plain"), row.get("agreement")
-        against = f"{plain['median_ms']:.1f} | {row['ratio']:.2f}" if plain else " | "
-        shares = ("same_label", "same_budget", "same_image")
-        agree = " / ".join(f"{100 * same[share]:.0f}" for share in shares) if same else ""
-        rows.append(f"| {name} | {ours:.2f} | {against} | {agree} |")
+        cells = [name, _ms(row, "ours"), _ms(row, "published"), _three(row["times_published"], ".1f")]
+        if not short:
+            cells += _details(row)
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def _details(row: dict[str, Any]) -> list[str]:
+    own, loop = row["sides"]["ours"], row["sides"].get("published")
+    adds = f"{own['multiply_adds'] / 1e6:.0f}" + (f" / {loop['multiply_adds'] / 1e6:.0f}" if loop else "")
+    same = row["agreement"].get("oracle")
+    return [
+        _ms(row, "oracle"),
+        _three({batch: 100 * share for batch, share in row["share_of_floor"].items()}, ".0f"),
+        f"{row['passes']['forward']} + {row['passes']['backward']}",
+        adds,
+        _three(row["authors_ms"], ".0f"),
+        " / ".join(f"{100 * same[what]:.0f}" for what in ("label", "budget", "image")) if same else "",
+    ]
+
+
+def _ms(row: dict[str, Any], side: str) -> str:
+    times = row["sides"].get(side, {}).get("ms", {})
+    return _three({batch: found["median_ms"] for batch, found in times.items()}, ".2f")
+
+
+def _three(values: dict[str, float | None], form: str) -> str:
+    """At batch 1, 8 and 64; nothing where none was measured."""
+    found = [None if (value := values.get(batch)) is None else f"{value:{form}}" for batch in ("1", "8", "64")]
+    return " / ".join(each or "–" for each in found) if any(found) else ""
+
+
+def speed_goals() -> str:
+    """What a purifier was to reach, and whether it did."""
+    found = _read("speed.json")
+    if found is None:
+        return ""
+    rows = ["| purifier | batch | goal | measured | met |", "|---|---|---|---|---|"]
+    for name, row in found["rows"].items():
+        for batch, goal in row["goals"].items():
+            ms, times = row["sides"]["ours"]["ms"][batch]["median_ms"], row["times_published"][batch]
+            asked = f"<= {goal['ms']:g} ms" if goal["ms"] else f">= {goal['times']:g} times the published loop"
+            measured = f"{ms:.2f} ms" if goal["ms"] else f"{times:.1f} times"
+            rows.append(f"| {name} | {batch} | {asked} | {measured} | {'yes' if goal['met'] else '**no**'} |")
+    return "\n".join(rows)
+
+
+def aid_cost() -> str:
+    """AID at the paper's width, counted beside what the public code spends."""
+    found = _read("speed.json")
+    if found is None:
+        return ""
+    rows = ["| classifier | ours, million multiply-adds | public code | share |", "|---|---|---|---|"]
+    for row in found["aid"]:
+        ours, public = row["multiply_adds"] / 1e6, row["public_code"] / 1e6
+        rows.append(f"| {row['architecture']} | {ours:.0f} | {public:.0f} | {row['share']:.1%} |")
+    return "\n".join(rows)
+
+
+def growth() -> str:
+    """How the time of an image grows along each axis, and how multiply-adds do."""
+    found = _read("growth.json")
+    if found is None:
+        return ""
+    rows = ["| axis | values | ms an image | million multiply-adds | time grows as | work grows as |", "|" + "---|" * 6]
+    for name, axis in found["axes"].items():
+        points = axis["points"]
+        cells = (
+            " / ".join(str(point["value"]) for point in points),
+            " / ".join(f"{point['ms']['median_ms']:.2f}" for point in points),
+            " / ".join(f"{point['multiply_adds'] / 1e6:.0f}" for point in points),
+            f"value^{axis['time_exponent']:.2f}",
+            f"value^{axis['work_exponent']:.2f}",
+        )
+        rows.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(rows)

@@ -1,0 +1,179 @@
+"""What purification costs an image: published loop, oracle and what is served, interleaved in one run.
+
+    python -m benchmarks.speed        # about a quarter of an hour on a machine that does nothing else
+
+`published`: benchmarks/speed/published.py. `oracle`: the same loop (models/purifiers/reference.py) on the frozen, folded
+network. `ours`: `Defense.purify`, which is what the service calls. Purification and classification together, fp32. Multiply-adds
+are those of convolutions and matrix products that PyTorch's counter sees, backward passes included. The floor is the time that
+ours' multiply-adds would take at the rate of this machine's best convolution, measured in the same run.
+
+Writes benchmarks/results/speed.json and draws docs/images/speed.png; `python -m training.tables` makes the tables of
+docs/performance.md from it.
+Exits with 1 where ours and the oracle label an image otherwise; goals that are missed are told in the table.
+"""
+
+import argparse
+import json
+import sys
+import time
+import timeit
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.machine import busy_percent, complaint, described
+from benchmarks.measure import spread
+from benchmarks.speed import aid, picture
+from benchmarks.speed.rows import Goal, Row, rows
+from models.catalog import Catalog
+
+RESULTS = Path(__file__).parents[1] / "results" / "speed.json"
+HEAVY_ROUNDS = 2
+COUNTED, HEAVY_COUNTED = 8, 2  # images that multiply-adds are counted on
+Times = dict[tuple[str, str, int], list[float]]
+Answers = dict[tuple[str, str], Any]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _options(arguments)
+    busy = busy_percent(options.look_s)
+    if (reason := complaint(busy)) and not options.force:
+        print(reason, file=sys.stderr)
+        return 2
+    found = [row for row in rows(Catalog.open()) if not options.row or row.name in options.row]
+    times: Times = {}
+    answers: Answers = {}
+    rates: list[float] = []
+    for turn in range(options.warmup + options.rounds):
+        for row in found if turn % 2 else reversed(found):
+            if row.heavy and turn >= options.warmup + HEAVY_ROUNDS:
+                continue
+            _say(f"round {turn + 1} of {options.warmup + options.rounds}: {row.name}")
+            _time(row, times if turn >= options.warmup else {}, answers, backwards=turn % 2 == 1)
+        rates.append(best_rate())
+    rate = max(rates)
+    header = described() | {
+        "busy_percent_before": busy,
+        "precision": "fp32",
+        "threads": torch.get_num_threads(),
+        "warmup_rounds": options.warmup,
+        "measured_rounds": options.rounds,
+        "multiply_adds_per_s": rate,
+    }
+    measured = {row.name: _described(row, times, answers, rate) for row in found}
+    _judge(found, measured)
+    report = {"header": header, "rows": measured}
+    if not options.row:
+        report["aid"] = [aid.at_full_width(*each) for each in aid.WIDE]
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    if options.out.resolve() == RESULTS:
+        picture.draw(json.loads(json.dumps(report)))  # whose batch sizes are text, as after a file
+    agree = [row["agreement"]["oracle"]["label"] for row in measured.values() if "oracle" in row["agreement"]]
+    return 0 if all(share >= 0.99 for share in agree) else 1
+
+
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--row", action="append", help="only these rows")
+    parser.add_argument("--rounds", type=int, default=4, help="measured rounds, interleaved")
+    parser.add_argument("--warmup", type=int, default=1, help="rounds before them that don't count")
+    parser.add_argument("--look-s", type=float, default=3.0, help="seconds of looking whether the machine is busy")
+    parser.add_argument("--force", action="store_true", help="measure on a busy machine all the same")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    return parser.parse_args(arguments)
+
+
+def best_rate() -> float:
+    """Multiply-adds a second of the quickest of a few convolutions."""
+    found = []
+    for channels, size in ((32, 16), (64, 8), (128, 16)):
+        x = torch.rand(64, channels, size, size).contiguous(memory_format=torch.channels_last)
+        weight = torch.rand(channels, channels, 3, 3).contiguous(memory_format=torch.channels_last)
+
+        def convolve(x: Tensor = x, weight: Tensor = weight) -> Tensor:
+            return F.conv2d(x, weight, padding=1)
+
+        seconds = min(timeit.repeat(convolve, number=1, repeat=20))
+        found.append(9 * channels**2 * size**2 * len(x) / seconds)
+    return max(found)
+
+
+def _time(row: Row, times: Times, answers: Answers, backwards: bool) -> None:
+    """A round of a row, into `times`; `answers` keeps those of its largest batch."""
+    for side in sorted(row.sides, reverse=backwards):
+        for batch in row.batches:
+            started = time.perf_counter()
+            answers[row.name, side] = row.sides[side](row.x[:batch], list(range(batch)))
+            seconds = time.perf_counter() - started
+            times.setdefault((row.name, side, batch), []).append(1000 * seconds / batch)
+
+
+def _described(row: Row, times: Times, answers: Answers, rate: float) -> dict[str, Any]:
+    x = row.x[: HEAVY_COUNTED if row.heavy else COUNTED]
+    sides = {}
+    for side, run in row.sides.items():
+        with FlopCounterMode(display=False) as counter:
+            run(x, list(range(len(x))))
+        ms = {each: asdict(spread(times[row.name, side, each])) for each in row.batches}
+        sides[side] = {"multiply_adds": counter.get_total_flops() / 2 / len(x), "ms": ms}
+    floor_ms = 1000 * sides["ours"]["multiply_adds"] / rate
+    return {
+        "classifier": row.defense.card.classifier,
+        "architecture": row.defense.card.architecture,
+        "weights": row.weights,
+        "inputs": row.inputs,
+        "passes": {"forward": row.defense.info.forward_passes, "backward": row.defense.info.backward_passes},
+        "loop_of": row.loop_of,
+        "authors_ms": row.authors,
+        "floor_ms": floor_ms,
+        "share_of_floor": {each: floor_ms / sides["ours"]["ms"][each]["median_ms"] for each in row.batches},
+        "sides": sides,
+        "agreement": {
+            side: _agreement(answers[row.name, "ours"], answers[row.name, side]) for side in row.sides if side != "ours"
+        },
+    }
+
+
+def _agreement(ours: Any, other: Any) -> dict[str, float]:
+    """Shares of images with the same label and budget, and with the same pixels but for rounding."""
+    apart = (ours.image - other.image).abs().flatten(1).amax(1)
+    return {
+        "label": float((ours.logits.argmax(1) == other.logits.argmax(1)).float().mean()),
+        "budget": float(torch.isclose(ours.epsilon, other.epsilon, atol=1e-6).float().mean()),
+        "image": float((apart < 1e-6).float().mean()),
+    }
+
+
+def _judge(found: Sequence[Row], measured: dict[str, Any]) -> None:
+    """How much faster than the published loop, and whether that and the time reach the goal, into `measured`."""
+    for row in found:
+        own = measured[row.name]
+        loop = measured.get(row.loop_of or row.name, {}).get("sides", {}).get("published")
+        own["times_published"], own["goals"] = {}, {}
+        for batch in row.batches:
+            ms = own["sides"]["ours"]["ms"][batch]["median_ms"]
+            times = loop["ms"][batch]["median_ms"] / ms if loop else None
+            own["times_published"][batch] = times
+            if (goal := row.goals.get(batch)) is not None:
+                own["goals"][batch] = asdict(goal) | {"met": _met(goal, ms, times)}
+
+
+def _met(goal: Goal, ms: float, times: float | None) -> bool:
+    if goal.ms is not None:
+        return ms <= goal.ms
+    return times is not None and goal.times is not None and times >= goal.times
+
+
+def _say(what: str) -> None:
+    print(what, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

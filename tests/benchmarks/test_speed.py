@@ -1,0 +1,108 @@
+import json
+
+import pytest
+import torch
+
+from benchmarks.speed import aid, growth, picture, published
+from benchmarks.speed.__main__ import main
+from benchmarks.speed.rows import rows
+from models.catalog import Catalog
+from models.classifiers import build_classifier, frozen
+from models.networks.aid import AidDiscriminator
+from models.purifiers.aid import AdversarialProbability
+from models.purifiers.soap import LabelConsistency
+from training.report import costs
+
+QUICK = ["--rounds", "1", "--warmup", "0", "--look-s", "0.1", "--force"]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    out = tmp_path_factory.mktemp("speed") / "speed.json"
+    assert main([*QUICK, "--row", "none", "--row", "soap-dr min-aux", "--out", str(out)]) == 0
+    return json.loads(out.read_text())
+
+
+def test_every_way_is_timed_at_every_batch_and_gives_the_same_answers(found):
+    row = found["rows"]["soap-dr min-aux"]
+    assert set(row["sides"]) == {"published", "oracle", "ours"}
+    assert all(set(side["ms"]) == {"1", "8", "64"} for side in row["sides"].values())
+    assert all(side["ms"]["64"]["median_ms"] > 0 for side in row["sides"].values())
+    assert row["agreement"]["oracle"]["label"] == row["agreement"]["published"]["label"] == 1
+    # 55 gradients where ours takes 11.
+    assert row["sides"]["published"]["multiply_adds"] > 4 * row["sides"]["ours"]["multiply_adds"]
+
+
+def test_the_floor_is_the_work_at_the_rate_of_the_machine(found):
+    row, rate = found["rows"]["none"], found["header"]["multiply_adds_per_s"]
+    assert row["floor_ms"] == pytest.approx(1000 * row["sides"]["ours"]["multiply_adds"] / rate)
+    share = row["floor_ms"] / row["sides"]["ours"]["ms"]["64"]["median_ms"]
+    assert row["share_of_floor"]["64"] == pytest.approx(share)
+    assert 0 < share < 1.5
+
+
+def test_a_busy_machine_is_refused(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("psutil.cpu_percent", lambda interval: 42.0)
+    assert main(["--look-s", "0", "--out", str(tmp_path / "x.json")]) == 2
+    assert "42 % busy" in capsys.readouterr().err
+
+
+def test_the_rows_name_every_purifier_of_the_issue():
+    names = [row.name for row in rows(Catalog.open())]
+    assert len(names) == len(set(names))
+    assert {"none", "soap-lc", "soap-rp", "soap-lc min-aux", "soap-rp min-aux", "aid", "reverse", "nrp"} <= set(names)
+
+
+def test_separate_calls_have_the_loss_of_one_call():
+    torch.manual_seed(0)
+    network = build_classifier("resnet18-thin").eval()
+    x = torch.rand(3, 3, 32, 32)
+    ours = LabelConsistency(network, 1.0, 0.0)(x).loss
+    assert torch.allclose(published.SeparateViews(network, 1.0, 0.0)(x).loss, ours, rtol=1e-4)
+    discriminator = AidDiscriminator(taps=("stem", "block4"), channels=(16, 32), deeper=True).eval()
+    ours = AdversarialProbability(network, discriminator)(x).loss
+    assert torch.allclose(published.SeparateTaps(network, discriminator)(x).loss, ours, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("wide", "images", "most"), [(aid.WIDE[0], 16, 0.45), (aid.WIDE[1], 4, 0.36)], ids=lambda x: str(x)[:20]
+)
+def test_aid_spends_at_most_so_much_of_what_the_public_code_does(wide, images, most):
+    architecture, arguments, taps, channels = wide
+    classifier = frozen(build_classifier(architecture, **arguments))
+    discriminator = AidDiscriminator(taps=taps, channels=channels, deeper=True).eval().requires_grad_(False)
+    counted = aid.aid_multiply_adds(classifier, discriminator, images)
+    assert counted <= most * aid.PUBLIC_AID[architecture]
+
+
+def test_tables_and_picture_are_made_of_the_results(found, monkeypatch, tmp_path):
+    (tmp_path / "speed.json").write_text(json.dumps(found | {"aid": []}))
+    monkeypatch.setattr(costs, "RESULTS", tmp_path)
+    row = found["rows"]["soap-dr min-aux"]
+    assert f"{row['sides']['ours']['ms']['8']['median_ms']:.2f}" in costs.speed()
+    assert "| soap-dr min-aux |" in costs.speed(short=True)
+    assert costs.speed_goals().count("\n") == 1  # none of the two has a goal
+    picture.draw(found, tmp_path / "speed.png")
+    assert (tmp_path / "speed.png").stat().st_size > 5000
+
+
+def test_what_was_not_measured_yet_makes_no_table(monkeypatch, tmp_path):
+    monkeypatch.setattr(costs, "RESULTS", tmp_path)
+    assert costs.speed() == costs.speed_goals() == costs.growth() == costs.aid_cost() == ""
+
+
+def test_growth_tells_the_powers_that_time_and_work_grow_with(monkeypatch, tmp_path):
+    out = tmp_path / "growth.json"
+    arguments = ["--axis", "steps", "--rounds", "1", "--look-s", "0.1", "--force", "--out", str(out)]
+    assert growth.main(arguments) == 0
+    axis = json.loads(out.read_text())["axes"]["steps"]
+    assert [point["value"] for point in axis["points"]] == [1, 2, 5, 10]
+    assert axis["work_exponent"] > 0.5  # more steps, more gradients
+    monkeypatch.setattr(costs, "RESULTS", tmp_path)
+    assert "| steps | 1 / 2 / 5 / 10 |" in costs.growth()
+    growth.draw(json.loads(out.read_text()), tmp_path / "growth.png")
+    assert (tmp_path / "growth.png").exists()
+
+
+def test_exponents():
+    assert growth.exponent([1, 2, 4], [3, 12, 48]) == pytest.approx(2)
