@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from training.report import aid, costs, details, nrp, overall, pix2pix, reverse, soap
+from training.report import aid, costs, details, nrp, overall, peers, pix2pix, reverse, soap
 from training.results import Result, load_results, read_results, result_files
 
 ROOT = Path(__file__).parents[1]
@@ -57,6 +57,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "speed-goals": costs.speed_goals,
     "growth": costs.growth,
     "aid-cost": costs.aid_cost,
+    "peers": peers.peers,
     "overall": lambda: overall.overall(_shipped()),
     "overall-short": lambda: overall.overall(_shipped(), short=True),
     "legend": lambda: overall.LEGEND,
