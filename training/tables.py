@@ -52,6 +52,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "cost": costs.cost,
     "offer-cost": costs.offer_cost,
     "aid-cost": costs.aid_cost,
+    "train-speed": costs.train_speed,
     "overall": lambda: overall.overall(_shipped()),
     "overall-short": lambda: overall.overall(_shipped(), short=True),
     "legend": lambda: overall.LEGEND,
