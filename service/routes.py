@@ -9,11 +9,12 @@ from fastapi import APIRouter, Query, Request, Response
 from service import bodies, errors, openapi
 from service.decode import encode_png
 from service.engine import Served
+from service.lean import LeanRoute
 from service.middleware import describe
 from service.requests import begin, check_share, in_time, watch, while_connected
 from service.schemas import BatchItem, BatchReply, ClassifyQuery, ClassifyReply, ProblemReply, PurifyQuery
 
-router = APIRouter(tags=["images"])
+router = APIRouter(tags=["images"], route_class=LeanRoute)
 
 
 @router.post(

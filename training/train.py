@@ -46,7 +46,7 @@ def train(
     _check(recipe, images)
     out.mkdir(parents=True, exist_ok=True)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        run = _Run(recipe, images, device)
+        run = ClassifierTrainer(recipe, images, device)
         if start is not None:
             run.start_from(Checkpoint.open(start))
         sizes = {"images": len(images), "batch_size": recipe.batch_size, "epochs": recipe.epochs}
@@ -64,8 +64,8 @@ def _check(recipe: Recipe, images: ImageData) -> None:
         raise TrainingError("task 'soap-lc' needs a [views] table in the recipe")
 
 
-class _Run:
-    """A classifier's trainer, with all that it needs to begin and to end."""
+class ClassifierTrainer:
+    """A classifier's trainer, see `Trainer`, with all that it needs to begin and to end. It begins with fresh weights."""
 
     def __init__(self, recipe: Recipe, images: ImageData, device: str) -> None:
         self.recipe, self.device = recipe, torch.device(device)

@@ -51,7 +51,7 @@ def train_addon(
     out.mkdir(parents=True, exist_ok=True)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(recipe.seed)
-        setting = _setting(recipe, frozen(checkpoint.classifier(), device), images, torch.device(device))
+        setting = setting_of(recipe, frozen(checkpoint.classifier(), device), images, torch.device(device))
         learner = trainer(setting)
         sizes = {"images": len(images), "batch_size": recipe.batch_size, "epochs": recipe.epochs}
         identity = json.dumps({**recipe.shaping(), "classifier": checkpoint.card.weights_sha256}, sort_keys=True)
@@ -86,7 +86,8 @@ def classifier_of(recipe: AddOnRecipe, catalog: Catalog) -> Checkpoint:
     return found.checkpoint
 
 
-def _setting(recipe: AddOnRecipe, classifier: Classifier, images: ImageData, device: torch.device) -> Setting:
+def setting_of(recipe: AddOnRecipe, classifier: Classifier, images: ImageData, device: torch.device) -> Setting:
+    """What the recipe's trainer works with: a fresh network beside the frozen `classifier`."""
     network = build_network(recipe.network, **recipe.arguments).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     on_device = ImageData(images.images.to(device), images.labels.to(device), images.classes)
     crop = Cropper(on_device.images, recipe.augmentation.crop_padding, recipe.augmentation.flip)

@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 from benchmarks import machine
@@ -30,7 +29,7 @@ from benchmarks.load.client import Traffic, closed_loop, connected
 from benchmarks.peers import environment
 from benchmarks.peers.requirements import checks, told
 from benchmarks.peers.servers import PEERS, ROOT, SERVERS, running
-from benchmarks.service_load import BUSY_PERCENT, IMAGES, MODEL
+from benchmarks.service_load import IMAGES, MODEL
 from service.settings import Settings
 
 RESULTS = ROOT / "benchmarks" / "results" / "peers.json"
@@ -62,9 +61,9 @@ class Measured:
 
 def main(arguments: list[str] | None = None) -> int:
     options = _options(arguments)
-    busy = psutil.cpu_percent(interval=options.look_s)
-    if busy > BUSY_PERCENT and not options.force:
-        print(f"the machine is {busy:.0f} % busy, at most {BUSY_PERCENT:.0f} % allowed; or --force", file=sys.stderr)
+    busy = machine.busy_percent(options.look_s)
+    if (reason := machine.complaint(busy)) and not options.force:
+        print(reason, file=sys.stderr)
         return 2
     python = environment.prepared(options.env)
     header = _header(python, options.threads) | {"busy_percent_before": busy}

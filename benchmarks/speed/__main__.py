@@ -61,11 +61,11 @@ def main(arguments: list[str] | None = None) -> int:
     header = described() | {
         "busy_percent_before": busy,
         "precision": "fp32",
-        "threads": torch.get_num_threads(),
         "warmup_rounds": options.warmup,
         "measured_rounds": options.rounds,
         "multiply_adds_per_s": rate,
     }
+    header["hardware"]["torch_threads"] = torch.get_num_threads()
     measured = {row.name: _described(row, times, answers, rate) for row in found}
     _judge(found, measured)
     report = {"header": header, "rows": measured}

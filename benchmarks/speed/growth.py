@@ -3,8 +3,8 @@
     python -m benchmarks.speed.growth        # a few minutes
 
 SOAP's label consistency with its grid of budgets (min-aux, exact gradient) on networks with seeded random weights, which cost
-what trained ones do. One axis is varied at a time; the rest is as in SOAP, Sec. 4, at batch 8 on 32 x 32 pixels and the thin ResNet-18
-(width: Wide-ResNet-10). Writes benchmarks/results/growth.json and draws docs/images/growth.png.
+what trained ones do. One axis is varied at a time; the rest is as in SOAP, Sec. 4, at batch 8 on 32 x 32 pixels and the thin
+ResNet-18 (width: Wide-ResNet-10). Writes benchmarks/results/growth.json and draws docs/images/growth.png.
 """
 
 import argparse
@@ -93,9 +93,9 @@ def main(arguments: list[str] | None = None) -> int:
                 point.ms.append(1000 * (time.perf_counter() - started) / point.batch)
     header = described() | {
         "busy_percent_before": busy,
-        "threads": torch.get_num_threads(),
         "measured_rounds": options.rounds,
     }
+    header["hardware"]["torch_threads"] = torch.get_num_threads()
     report = {
         "header": header,
         "axes": {axis: _axis(found, axis) for axis in dict.fromkeys(each.axis for each in found)},

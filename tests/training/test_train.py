@@ -48,9 +48,9 @@ def test_an_interrupted_training_resumes_with_identical_results(tiny, data, tmp_
 
 
 def _interrupt_in_epoch_two(recipe, out, data, quiet, monkeypatch):
-    from training.train import _Run
+    from training.train import ClassifierTrainer
 
-    step, calls = _Run.step, []
+    step, calls = ClassifierTrainer.step, []
 
     def failing(self, *args):
         calls.append(1)
@@ -59,7 +59,7 @@ def _interrupt_in_epoch_two(recipe, out, data, quiet, monkeypatch):
         return step(self, *args)
 
     with monkeypatch.context() as patched:
-        patched.setattr(_Run, "step", failing)
+        patched.setattr(ClassifierTrainer, "step", failing)
         with pytest.raises(Interrupted):
             train(recipe, out=out, data=data, progress=quiet)
 

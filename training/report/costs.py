@@ -35,16 +35,21 @@ def purifiers() -> str:
     )
 
 
+def _setup(head: dict[str, Any]) -> str:
+    """On what, and how often, a benchmark was run."""
+    count = head["hardware"]["torch_threads"]
+    return (
+        f"{count} thread{'s' * (count != 1)}, {head['hardware']['cpu']}, PyTorch {head['versions']['torch']}, median of "
+        f"{head['measured_rounds']} interleaved rounds"
+    )
+
+
 def speed(short: bool = False) -> str:
     """Purifiers as published and as served, at three batch sizes. short: without passes, oracle and floor."""
     found = _read("speed.json")
     if found is None:
         return ""
-    head = found["header"]
-    setup = (
-        f"fp32, {head['threads']} threads, {head['hardware']['cpu']}, PyTorch {head['versions']['torch']}, medians of "
-        f"{head['measured_rounds']} interleaved rounds; ms an image at batch 1 / 8 / 64.\n"
-    )
+    setup = f"fp32, {_setup(found['header'])}; ms an image at batch 1 / 8 / 64.\n"
     columns = ["purifier", "ours", "published loop", "times as fast"]
     if not short:
         columns += ["oracle", "share of the floor, %", "passes", "million multiply-adds, ours / published"]
@@ -127,3 +132,52 @@ def growth() -> str:
         )
         rows.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(rows)
+
+
+def train_speed() -> str:
+    """Images a second that each recipe learns from, by precision, layout and compilation."""
+    found = _read("train_speed.json")
+    if found is None:
+        return ""
+    head, rows = found["header"], found["rows"]
+    names = list(dict.fromkeys(name for row in rows.values() for name in row["options"]))
+    lines = [
+        f"Images a second, in brackets the slowest and the fastest round; \\* is what the recipe says today. "
+        f"{_setup(head)}; before it the machine was {head['busy_percent_before']:.0f} % busy.\n",
+        f"| recipe | batch | {' | '.join(names)} | s to compile | fastest |",
+        "|" + "---|" * (len(names) + 4),
+    ]
+    for recipe, row in rows.items():
+        speeds = [_speed(row["options"].get(name, {})) + " \\*" * (name == row["own"]) for name in names]
+        compiled = [f"{each['compile_s']:.0f}" for each in row["options"].values() if "compile_s" in each]
+        cells = [f"`{recipe}`", str(row["batch_size"]), *speeds, ", ".join(compiled), _fastest(row)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, *_unavailable(rows)])
+
+
+def _speed(option: dict[str, Any]) -> str:
+    if "ms" not in option:
+        return "unavailable" if option else ""
+    slowest, fastest = 1000 / option["ms"]["slowest_ms"], 1000 / option["ms"]["fastest_ms"]
+    return f"{option['images_per_s']:.0f} ({slowest:.0f} to {fastest:.0f})"
+
+
+def _fastest(row: dict[str, Any]) -> str:
+    """The option that is faster in each round than the recipe's own in any, and how much by the medians."""
+    timed = {name: each for name, each in row["options"].items() if "ms" in each}
+    if row["own"] not in timed:
+        return ""
+    own, best = timed[row["own"]], max(timed, key=lambda name: timed[name]["images_per_s"])
+    if timed[best]["ms"]["slowest_ms"] >= own["ms"]["fastest_ms"]:
+        return "\\*"
+    return f"{best}, {timed[best]['images_per_s'] / own['images_per_s']:.2f}x"
+
+
+def _unavailable(rows: dict[str, Any]) -> list[str]:
+    """Below the table: each reason, and which recipes it keeps from which option."""
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for recipe, row in rows.items():
+        for name, option in row["options"].items():
+            if "unavailable" in option:
+                reasons.setdefault((name, option["unavailable"]), []).append(f"`{recipe}`")
+    return [f"\nNo {name} for {', '.join(recipes)}: {why}" for (name, why), recipes in reasons.items()]

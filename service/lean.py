@@ -1,0 +1,45 @@
+"""A route that FastAPI documents and that answers without FastAPI's machinery.
+
+For a request that asks for one image FastAPI resolves dependencies, takes the query apart parameter by parameter, and validates
+and encodes the reply: more of the event loop's time than everything that is ours. What a client sees is the same.
+"""
+
+from collections.abc import Awaitable, Callable, Coroutine
+from inspect import signature
+from typing import Any, get_args
+
+from fastapi import Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, ValidationError
+
+from service.schemas import PurifyQuery
+
+
+class LeanRoute(APIRoute):
+    """For endpoints of the form `(request, query: Annotated[MODEL, Query()]) -> pydantic model or Response`."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """See FastAPI."""
+        endpoint: Callable[[Request, PurifyQuery], Awaitable[BaseModel | Response]] = self.endpoint
+        model: type[PurifyQuery] = get_args(signature(endpoint).parameters["query"].annotation)[0]
+
+        async def handle(request: Request) -> Response:
+            reply = await endpoint(request, read_query(model, request))
+            if isinstance(reply, Response):
+                return reply
+            return Response(reply.model_dump_json(), media_type="application/json")
+
+        return handle
+
+
+def read_query(model: type[PurifyQuery], request: Request) -> PurifyQuery:
+    """The parameters after the question mark; the last where one is repeated, as FastAPI has it.
+
+    Raises:
+        RequestValidationError: they don't fit the model.
+    """
+    try:
+        return model.model_validate(dict(request.query_params))
+    except ValidationError as error:
+        raise RequestValidationError([each | {"loc": ("query", *each["loc"])} for each in error.errors()]) from error
