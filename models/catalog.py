@@ -340,6 +340,7 @@ class Catalog:
         fresh = [offer for _, part in sorted(loaded.items()) for offer in _offers(part, loaded.values())]
         self._offers = [_same(kept.get((offer.base, offer.purifier)), offer) for offer in fresh]
         self._chains = {key: offer for key, offer in kept.items() if len(offer.steps) > 1}
+        self._resolved: dict[tuple[str, str, str | None], Offer] = {}
 
     def _check_addons(self) -> None:
         used = {part for offer in self._offers for part in offer.parts}
@@ -412,6 +413,11 @@ class Catalog:
         Raises:
             UnknownName: there is none; the message lists what there is.
         """
+        if (model, purifier, classifier) not in self._resolved:
+            self._resolved[model, purifier, classifier] = self._resolve(model, purifier, classifier)
+        return self._resolved[model, purifier, classifier]
+
+    def _resolve(self, model: str, purifier: str, classifier: str | None) -> Offer:
         names = _steps(purifier)
         offers = self._offers
         if model not in self.models():

@@ -18,7 +18,7 @@ from models.catalog import UnknownName as NotInCatalog
 from models.checkpoint import CheckpointError
 from models.purifiers import Options
 from service import errors, worker
-from service.decode import decode
+from service.decode import QUICK_PIXELS, decode, is_quick
 from service.lanes import Done, Entry, Expired, Limits, QueueFull
 from service.pipeline import Answer, Lane, Work, freed_memory, run_batch
 from service.settings import Settings
@@ -321,12 +321,15 @@ class Engine:
         """The image, and the ms it took."""
         settings = self.settings
 
-        def call() -> tuple[Tensor, float]:
+        def call(max_pixels: int = settings.max_pixels) -> tuple[Tensor, float]:
             started = time.perf_counter()
-            spec, pixels, side = offer.card.input, settings.max_pixels, settings.max_side
-            image = decode(data, spec, pixels, max_side=side, formats=settings.formats)
+            spec, side = offer.card.input, settings.max_side
+            image = decode(data, spec, max_pixels, max_side=side, formats=settings.formats)
             return image, 1000 * (time.perf_counter() - started)
 
+        if is_quick(data):  # the way to a thread and back would take longer
+            with suppress(errors.TooManyPixels):
+                return call(min(QUICK_PIXELS, settings.max_pixels))
         try:
             return await self._threads.run(call, settings.decode_timeout_ms / 1000)
         except TooLong as error:

@@ -74,21 +74,24 @@ async def in_time(deadline: Deadline, reading: Coroutine[Any, Any, R]) -> R:
 
 async def while_connected(request: Request, answering: Coroutine[Any, Any, R]) -> R:
     """Await an answer, but withdraw the work if the client leaves first. The body must have been read."""
-    work, gone = asyncio.ensure_future(answering), asyncio.ensure_future(_disconnected(request))
     try:
-        await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not work.done():
-            raise errors.ClientGone
-        return work.result()
-    finally:
-        for task in (work, gone):
-            task.cancel()
-        await asyncio.gather(work, gone, return_exceptions=True)
+        async with asyncio.timeout(None) as connected:
+            gone = asyncio.ensure_future(_disconnected(request, connected))
+            try:
+                return await answering
+            finally:
+                gone.cancel()
+    except TimeoutError as error:
+        if connected.expired():
+            raise errors.ClientGone from error
+        raise
 
 
-async def _disconnected(request: Request) -> None:
+async def _disconnected(request: Request, connected: asyncio.Timeout) -> None:
+    """End `connected` when the client leaves."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
+    connected.reschedule(-math.inf)
 
 
 def watch(request: Request, served: Served) -> None:

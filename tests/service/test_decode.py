@@ -7,11 +7,11 @@ from contextlib import suppress
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from torch.nn import functional as F
 
 from models.checkpoint import InputSpec
-from service.decode import FORMATS, MAX_SCANS, _Pieces, decode, encode_png, fit
+from service.decode import FORMATS, MAX_SCANS, QUICK_BYTES, _Pieces, decode, encode_png, fit, is_quick
 from service.errors import (
     BadBody,
     BrokenImage,
@@ -385,3 +385,19 @@ def test_frames_after_the_first_are_never_read(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(_Pieces, "read", read)
     assert decode(data, COLOUR, LIMIT).shape == (3, 4, 6)
     assert len(reads) < 50
+
+
+def test_small_plain_png_is_quick() -> None:
+    assert is_quick(file_of(Image.fromarray(noise(32, 32))))
+
+
+def test_what_could_take_long_is_not_quick() -> None:
+    picture = Image.fromarray(noise(32, 32))
+    assert not is_quick(file_of(picture, "WEBP"))
+    assert not is_quick(file_of(picture, "JPEG"))
+    assert not is_quick(file_of(Image.fromarray(noise(64, 64))))  # too many bytes
+    texts = PngImagePlugin.PngInfo()
+    texts.add_text("bomb", "a" * 100_000, zip=True)
+    bomb = file_of(Image.new("RGB", (4, 4)), pnginfo=texts)
+    assert len(bomb) < QUICK_BYTES
+    assert not is_quick(bomb)

@@ -47,9 +47,11 @@ def test_thread_that_was_given_up_keeps_its_place(run: Any, catalog: Catalog, pn
     with run(Settings(decode_timeout_ms=20, decode_threads=1, timeout_ms=300), catalog) as api:
         api.wait_ready()
         assert api.post("/classify", content=b"slow" + png()).status_code == 413
-        assert api.post("/classify", content=png()).status_code == 504  # it waited in vain
+        large = png(size=(80, 80))
+        assert api.post("/classify", content=large).status_code == 504  # it waited in vain
+        assert api.post("/classify", content=png()).status_code == 200  # what is quick needs no place
         slow.released.set()
-        assert api.post("/classify", content=png()).status_code == 200
+        assert api.post("/classify", content=large).status_code == 200
 
 
 def test_building_a_network_for_the_first_time_is_no_slow_decoding(
