@@ -14,6 +14,7 @@ is what the file is cut into: 16 MB of empty PNG chunks or JPEG segments take Pi
 import io
 import struct
 import zlib
+from contextlib import suppress
 from typing import Literal
 
 import numpy as np
@@ -111,7 +112,7 @@ def fit(image: Tensor, spec: InputSpec) -> Tensor:
     """The card's resize rule, "bilinear-antialias". (C, h, w) -> (C, H, W); the same tensor if the size is right."""
     size = (spec.height, spec.width)
     if tuple(image.shape[-2:]) == size:
-        return image.contiguous()
+        return image if image.is_contiguous() else image.contiguous()
     resized = F.interpolate(image[None], size=size, mode="bilinear", antialias=True, align_corners=False)
     return resized[0].clamp(0, 1)
 
@@ -162,10 +163,9 @@ def _sniff(data: bytes, signatures: dict[bytes, str]) -> str | None:
 def _upright(picture: Image.Image) -> Image.Image:
     """Decode, then apply the EXIF orientation; unreadable EXIF data are no reason to refuse a readable picture."""
     picture.load()
-    try:
-        return ImageOps.exif_transpose(picture)
-    except _DAMAGE:
-        return picture
+    with suppress(_DAMAGE):
+        ImageOps.exif_transpose(picture, in_place=True)
+    return picture
 
 
 def _to_float(picture: Image.Image) -> Tensor:
@@ -181,9 +181,9 @@ def _to_float(picture: Image.Image) -> Tensor:
 
 def _pixels(picture: Image.Image) -> Tensor:
     """8-bit channels to (C, h, w)."""
-    levels = torch.from_numpy(np.array(picture))
-    pixels: Tensor = levels.reshape(picture.height, picture.width, -1).permute(2, 0, 1).float().div_(255)
-    return pixels
+    # In NumPy, which keeps Python's lock for so small a thing: in the event loop it would have to be waited for each time.
+    levels = np.asarray(picture).reshape(picture.height, picture.width, -1).transpose(2, 0, 1)
+    return torch.from_numpy(np.ascontiguousarray(levels, dtype=np.float32) / np.float32(255))
 
 
 def _to_channels(image: Tensor, channels: int) -> Tensor:
