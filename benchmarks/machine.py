@@ -37,7 +37,9 @@ def commit() -> str:
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], capture_output=True, text=True, check=False).stdout.strip()
 
-    return (git("rev-parse", "HEAD") or "unknown") + ("-dirty" if git("status", "--porcelain") else "")
+    # Results that were just made don't change what was measured.
+    changed = git("status", "--porcelain", "--", ":!benchmarks/results", ":!docs")
+    return (git("rev-parse", "HEAD") or "unknown") + ("-dirty" if changed else "")
 
 
 def busy_percent(look_s: float) -> float:

@@ -163,7 +163,7 @@ def _sniff(data: bytes, signatures: dict[bytes, str]) -> str | None:
 def _upright(picture: Image.Image) -> Image.Image:
     """Decode, then apply the EXIF orientation; unreadable EXIF data are no reason to refuse a readable picture."""
     picture.load()
-    with suppress(_DAMAGE):
+    with suppress(*_DAMAGE):
         ImageOps.exif_transpose(picture, in_place=True)
     return picture
 
