@@ -1,12 +1,13 @@
 """What benchmarks of purifiers share: their images, and times that say how far they spread."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from models.checkpoint import Card
 from training.data import DataError, load_data
@@ -35,3 +36,24 @@ def test_images(card: Card, n: int) -> tuple[Tensor, str]:
         generator, size = torch.Generator().manual_seed(1), (card.input.height, card.input.width)
         coarse = torch.rand(n, card.input.channels, 4, 4, generator=generator)
         return F.interpolate(coarse, size=size, mode="bilinear"), f"{n} smooth seeded patterns, no data set was found"
+
+
+class _NoModules:
+    """Instead of the counter's tracker, whose hooks refuse gradients with respect to what a module was called with."""
+
+    parents = frozenset({"Global"})
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
+def multiply_adds(call: Callable[[], object]) -> float:
+    """Of the convolutions and matrix products of a call, backward passes included."""
+    counter = FlopCounterMode(display=False)
+    counter.mod_tracker = _NoModules()  # type: ignore[assignment]
+    with counter:
+        call()
+    return counter.get_total_flops() / 2

@@ -22,7 +22,7 @@ from service.decode import QUICK_PIXELS, decode, is_quick
 from service.lanes import Done, Entry, Expired, Limits, QueueFull
 from service.pipeline import Answer, Lane, Work, freed_memory, run_batch
 from service.settings import Settings
-from service.threads import ThreadPool, TooLong
+from service.threads import ThreadPool, TooLong, use_cores
 from service.votes import Prediction, predictions
 
 log = logging.getLogger(__name__)
@@ -33,6 +33,9 @@ R = TypeVar("R")
 PREFERRED = "aid"
 
 WARMING = 3
+
+# What PyTorch would take, before anybody told it otherwise.
+CORES = torch.get_num_threads()
 
 # Between probes of a device in trouble, and what clients are told to wait meanwhile.
 PROBE_S = 5.0
@@ -121,13 +124,17 @@ class Engine:
         )
         care = worker.Care(freed_memory, hang_s=settings.hang_timeout_ms / 1000)
         self._worker: worker.BatchWorker[Lane, Work, Answer] = worker.BatchWorker(
-            run_batch, limits, care=care, observer=observer, name="device"
+            run_batch,
+            limits,
+            care=care,
+            observer=observer,
+            name="device",
+            begin=lambda: use_cores(settings.threads or CORES),
         )
 
     def start(self) -> None:
         """Start the worker. `load` comes next and may take its time."""
-        if self.settings.threads is not None:
-            torch.set_num_threads(self.settings.threads)
+        use_cores(1)
         self._worker.start()
         self._nurse = asyncio.create_task(self._probe_while_in_trouble())
 

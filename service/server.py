@@ -17,6 +17,7 @@ from service import admin_server, logs
 from service.admin import create_admin
 from service.app import create_app
 from service.settings import Settings
+from service.threads import use_cores
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ def serve(settings: Settings) -> None:
     logs.configure(settings.log_level, settings.log_format)
     disable_created_metrics()  # a second series for each counter, of no use to Prometheus
     log.info("settings %s", settings.model_dump_json())
+    use_cores(1)  # before a checkpoint is loaded, see there
     build_server(settings, create_app(settings, Catalog.open(settings.zoo, settings.torch_device()))).run()
 
 

@@ -1,11 +1,23 @@
-"""A few threads for work that can't be interrupted, such as decoding."""
+"""A few threads for work that can't be interrupted, such as decoding; and who of all threads may use several cores."""
 
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+import torch
+
 R = TypeVar("R")
+
+
+def use_cores(count: int) -> None:
+    """How many cores the calling thread's operations on tensors take; others are left alone.
+
+    Only the device's thread should take several. Every thread that ever did has helpers of its own, and once they are
+    more than there are cores, OpenMP puts all of them to sleep after each operation: twice the time for a small network.
+    """
+    torch.get_num_threads()  # else the thread's first operation would take what another thread has set last
+    torch.set_num_threads(count)
 
 
 class TooLong(Exception):
@@ -22,7 +34,7 @@ class ThreadPool:
 
     def __init__(self, size: int) -> None:
         self._places = asyncio.Semaphore(size)
-        self._executor = ThreadPoolExecutor(size, thread_name_prefix="pool")
+        self._executor = ThreadPoolExecutor(size, thread_name_prefix="pool", initializer=use_cores, initargs=(1,))
 
     async def run(self, call: Callable[[], R], limit_s: float | None = None) -> R:
         """The call's result. limit_s counts from its start in a thread; waiting for a place is not in it.

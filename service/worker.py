@@ -109,6 +109,7 @@ class BatchWorker(Generic[K, T, R]):
         run: see `Run`.
         limits: what may run at once and what may wait.
         clock: seconds, monotonic; deadlines are on this clock.
+        begin: called once by each device thread before its first batch.
     """
 
     def __init__(
@@ -120,8 +121,9 @@ class BatchWorker(Generic[K, T, R]):
         observer: Observer[K] | None = None,
         name: str = "worker",
         clock: Callable[[], float] = time.monotonic,
+        begin: Callable[[], None] = lambda: None,
     ) -> None:
-        self._run, self._clock, self._name = run, clock, name
+        self._run, self._clock, self._name, self._begin = run, clock, name, begin
         self._care, self._observer = care or Care(), observer or Silent()
         self._lanes: Lanes[K, T, R] = Lanes(limits, self._dropped)
         self._closing = False
@@ -195,6 +197,7 @@ class BatchWorker(Generic[K, T, R]):
 
     def _main(self, shift: _Shift[T, R]) -> None:
         try:
+            self._begin()
             while (lane := self._next(shift)) is not None:
                 self._serve(shift, lane)
                 del lane  # while it waits, the thread must not be what keeps a retired one alive

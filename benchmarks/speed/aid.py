@@ -3,8 +3,8 @@
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.measure import multiply_adds
 from models.classifiers import Classifier, build_classifier, frozen
 from models.networks.aid import AidDiscriminator
 from models.purifiers.aid import AdversarialProbability
@@ -41,6 +41,5 @@ def aid_multiply_adds(classifier: Classifier, discriminator: AidDiscriminator, i
     """Of AID's purification by Table 6 (N = 10) and the classification, an image, in a batch of `images`."""
     settings = DescentSettings(selection="fixed", budgets=(8 / 255,), step_size=2 / 255, steps=10)
     x = torch.rand(images, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    with FlopCounterMode(display=False) as counter:
-        descend(AdversarialProbability(classifier, discriminator), x, settings)
-    return counter.get_total_flops() / 2 / images
+    objective = AdversarialProbability(classifier, discriminator)
+    return multiply_adds(lambda: descend(objective, x, settings)) / images

@@ -19,10 +19,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.machine import busy_percent, complaint, described
-from benchmarks.measure import spread
+from benchmarks.measure import multiply_adds, spread
 from models.classifiers import Classifier, build_classifier, frozen
 from models.purifiers.descent import DescentSettings, descend
 from models.purifiers.soap import LabelConsistency
@@ -128,9 +127,8 @@ def _axis(found: Sequence[Point], axis: str) -> dict[str, Any]:
 
 
 def _point(point: Point) -> dict[str, Any]:
-    with FlopCounterMode(display=False) as counter:
-        point.run(point.images())
-    adds = counter.get_total_flops() / 2 / point.batch
+    x = point.images()
+    adds = multiply_adds(lambda: point.run(x)) / point.batch
     return {"value": point.value, "ms": asdict(spread(point.ms)), "multiply_adds": adds}
 
 

@@ -267,3 +267,13 @@ def test_a_report_of_nothing_says_what_to_run(tmp_path, monkeypatch, capsys):
     status, said = failing(monkeypatch, capsys, "report", tmp_path)
     assert status == 2
     assert f"{tmp_path} holds no results; `unperturb evaluate" in said
+
+
+@pytest.mark.parametrize(("chosen", "found"), [(None, "20000"), ("7", "7")])
+def test_helpers_of_pytorch_leave_the_cores_soon_unless_somebody_chose(chosen, found, monkeypatch):
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    if chosen:
+        monkeypatch.setenv("GOMP_SPINCOUNT", chosen)
+    program = "import sys, os, unperturb; print(os.environ['GOMP_SPINCOUNT'], 'torch' in sys.modules)"
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert told.split() == [found, "False"]  # after PyTorch it would come too late

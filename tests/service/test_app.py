@@ -3,9 +3,11 @@ import time
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 from models.catalog import Catalog
+from service import engine
 from service.engine import Engine
 from service.settings import Settings
 
@@ -93,15 +95,6 @@ def test_event_loop_stays_free_while_the_device_works(run: Any, hooked: Any, png
         assert slow.result(5).status_code == 200
 
 
-def test_threads_are_set_only_where_asked_for(run: Any, catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
-    monkeypatch.setattr("torch.set_num_threads", asked.append)
-    for threads in (None, 3):
-        with run(Settings(threads=threads), catalog):
-            pass
-    assert asked == [3]
-
-
 def test_who_names_no_purifier_gets_what_is_best_or_else_the_first(catalog: Any) -> None:
     shipped, toys = (Engine(Settings(), found) for found in (Catalog.open(), catalog))
     assert [shipped.default_purifier(model) for model in ("cifar10", "mnist")] == ["aid", "soap-dr"]
@@ -109,3 +102,21 @@ def test_who_names_no_purifier_gets_what_is_best_or_else_the_first(catalog: Any)
     assert toys.default_purifier("nothing") == "none"
     assert shipped.choose().classifier == "resnet18-at"
     assert Engine(Settings(default_purifier="nrp"), catalog).default_purifier("cifar10") == "nrp"
+
+
+@pytest.mark.parametrize(("threads", "taken"), [(3, 3), (None, engine.CORES)])
+def test_the_devices_thread_alone_takes_several_cores(
+    run: Any, catalog: Catalog, png: Any, monkeypatch: pytest.MonkeyPatch, threads: int | None, taken: int
+) -> None:
+    found: dict[str, int] = {}
+    real = engine.run_batch
+
+    def noted(*arguments: Any) -> Any:
+        found["device"] = torch.get_num_threads()
+        return real(*arguments)
+
+    monkeypatch.setattr(engine, "run_batch", noted)
+    with run(Settings(threads=threads), catalog) as api:
+        api.wait_ready()
+        assert api.post("/classify", content=png()).status_code == 200
+    assert found == {"device": taken}

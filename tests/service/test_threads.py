@@ -4,8 +4,9 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import pytest
+import torch
 
-from service.threads import ThreadPool, TooLong
+from service.threads import ThreadPool, TooLong, use_cores
 
 R = TypeVar("R")
 
@@ -112,3 +113,35 @@ def test_call_may_outlive_the_loop(caplog: pytest.LogCaptureFixture) -> None:
         if thread.name.startswith("pool"):
             thread.join(5)
     assert not caplog.records  # the executor logs what a callback raises
+
+
+def test_cores_are_the_calling_threads_alone() -> None:
+    found: dict[str, int] = {}
+    chosen, go = threading.Event(), threading.Event()
+
+    def device() -> None:
+        use_cores(3)
+        chosen.set()
+        assert go.wait(5)
+        torch.ones(10).sum()
+        found["device"] = torch.get_num_threads()
+
+    thread = threading.Thread(target=device)
+    before = torch.get_num_threads()
+    try:
+        thread.start()
+        assert chosen.wait(5)
+        use_cores(1)  # after the other's choice and before its first operation
+        found["here"] = torch.get_num_threads()
+        go.set()
+        thread.join()
+    finally:
+        use_cores(before)
+    assert found == {"device": 3, "here": 1}
+
+
+def test_threads_of_the_pool_take_one_core() -> None:
+    async def story(pool: ThreadPool) -> int:
+        return await pool.run(torch.get_num_threads)
+
+    assert in_loop(story) == 1

@@ -363,3 +363,29 @@ def test_many_threads_each_get_their_own_answer(make: Make) -> None:
         thread.join()
     assert answers == {item: f"{item[0]}:{item}" for item in answers}
     assert len(answers) == 400
+
+
+def test_each_thread_begins_before_its_first_batch() -> None:
+    began: list[str] = []
+
+    def run(lane: str, items: Sequence[str], wanted: object) -> list[str]:
+        began.append("batch")
+        if items == ["die"]:
+            raise SystemExit
+        return list(items)
+
+    care = Care(pause_s=0.01)
+    worker: BatchWorker[str, str, str] = BatchWorker(
+        run, Limits(batch_items=1, queue_items=9), care=care, begin=lambda: began.append("begin")
+    )
+    worker.start()
+    try:
+        assert worker.submit("a", "one").future.result(5).value == "one"
+        with pytest.raises(Stopped):
+            worker.submit("a", "die").future.result(5)
+        while worker.trouble():
+            time.sleep(0.01)
+        assert worker.submit("a", "two").future.result(5).value == "two"
+    finally:
+        worker.close(5)
+    assert began == ["begin", "batch", "batch", "begin", "batch"]
