@@ -189,7 +189,8 @@ def test_the_global_generator_is_left_alone(defense: Defense, images: Tensor) ->
 
 
 def test_four_threads_get_equal_answers(defense: Defense, images: Tensor, answer: Purified) -> None:
-    with ThreadPoolExecutor(4) as pool:
+    # Each with as many cores as this one: products of large matrices are rounded by how many share them.
+    with ThreadPoolExecutor(4, initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),)) as pool:
         answers = list(pool.map(lambda _: defense.purify(images, seeds=range(len(images))), range(4)))
     for found in answers:
         assert_identical(found, answer)
