@@ -3,6 +3,7 @@
 import os
 import platform
 import subprocess
+import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -47,8 +48,9 @@ def busy_percent(look_s: float) -> float:
     return float(psutil.cpu_percent(interval=look_s))
 
 
-def complaint(share: float) -> str | None:
-    """Why not to measure on a machine that is so busy; None where it has nothing else to do."""
-    if share <= BUSY_PERCENT:
-        return None
-    return f"the machine is {share:.0f} % busy, at most {BUSY_PERCENT:.0f} % allowed; or --force"
+def refused(share: float, force: bool) -> bool:
+    """Whether not to measure on a machine that is so busy; says so."""
+    if share <= BUSY_PERCENT or force:
+        return False
+    print(f"the machine is {share:.0f} % busy, at most {BUSY_PERCENT:.0f} % allowed; or --force", file=sys.stderr)
+    return True

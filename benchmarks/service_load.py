@@ -31,8 +31,7 @@ IMAGES = sorted((report.ROOT / "samples").glob(f"{MODEL}-*.png"))
 def main(arguments: list[str] | None = None) -> int:
     options = _options(arguments)
     busy = machine.busy_percent(options.look_s)
-    if (reason := machine.complaint(busy)) and not options.force:
-        print(reason, file=sys.stderr)
+    if machine.refused(busy, options.force):
         return 2
     header = machine.described("aiohttp", "fastapi", "starlette", "uvicorn") | {"busy_percent_before": busy}
     with tempfile.TemporaryDirectory() as folder, serving(Path(folder)) as service:

@@ -27,7 +27,7 @@ import torch
 from torch import nn
 from torch._inductor.utils import fresh_cache
 
-from benchmarks.machine import complaint, described
+from benchmarks.machine import described, refused
 from benchmarks.measure import spread
 from models.catalog import Catalog
 from models.classifiers import Classifier, frozen
@@ -116,8 +116,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _options(arguments)
     looked = psutil.cpu_percent(interval=options.look_s, percpu=True)
     busy = sum(looked) / len(looked)
-    if (reason := complaint(busy)) and not options.force:
-        print(reason, file=sys.stderr)
+    if refused(busy, options.force):
         return 2
     chosen = [option for option in OPTIONS if option.name in options.option]
     with _pinned(looked, options.threads), threads(options.threads):

@@ -28,10 +28,10 @@ from service.votes import Prediction, predictions
 log = logging.getLogger(__name__)
 R = TypeVar("R")
 
-# Runs before the service is ready: the first is many times slower than the third, and what items take is learned from them.
 # As good as the best under the worst case, and better than that against all who don't know of it: docs/robustness.md.
 PREFERRED = "aid"
 
+# Runs before the service is ready: the first is many times slower than the third, and what items take is learned from them.
 WARMING = 3
 
 # What PyTorch would take, before anybody told it otherwise.

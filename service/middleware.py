@@ -22,7 +22,6 @@ log = logging.getLogger(__name__)
 # What callers may choose is printed in logs and headers, so it can't be just anything.
 _VALID_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
 
-
 # Nobody gains by guessing an id, and the system's own random numbers cost a call that gives Python's lock away.
 _ids = random.Random()
 

@@ -62,8 +62,7 @@ class Measured:
 def main(arguments: list[str] | None = None) -> int:
     options = _options(arguments)
     busy = machine.busy_percent(options.look_s)
-    if (reason := machine.complaint(busy)) and not options.force:
-        print(reason, file=sys.stderr)
+    if machine.refused(busy, options.force):
         return 2
     python = environment.prepared(options.env)
     header = _header(python, options.threads) | {"busy_percent_before": busy}

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.machine import busy_percent, complaint, described
+from benchmarks.machine import busy_percent, described, refused
 from benchmarks.measure import multiply_adds, spread
 from benchmarks.speed import aid, picture
 from benchmarks.speed.rows import Goal, Row, rows
@@ -43,8 +43,7 @@ Work = dict[tuple[str, str], float]
 def main(arguments: list[str] | None = None) -> int:
     options = _options(arguments)
     busy = busy_percent(options.look_s)
-    if (reason := complaint(busy)) and not options.force:
-        print(reason, file=sys.stderr)
+    if refused(busy, options.force):
         return 2
     found = [row for row in rows(Catalog.open()) if not options.row or row.name in options.row]
     work: Work = {}

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.machine import busy_percent, complaint, described
+from benchmarks.machine import busy_percent, described, refused
 from benchmarks.measure import multiply_adds, spread
 from models.classifiers import Classifier, build_classifier, frozen
 from models.purifiers.descent import DescentSettings, descend
@@ -79,8 +79,7 @@ def _grid(budgets: int = 11, steps: int = 5) -> DescentSettings:
 def main(arguments: list[str] | None = None) -> int:
     options = _options(arguments)
     busy = busy_percent(options.look_s)
-    if (reason := complaint(busy)) and not options.force:
-        print(reason, file=sys.stderr)
+    if refused(busy, options.force):
         return 2
     found = [point for point in points() if not options.axis or point.axis in options.axis]
     for turn in range(options.rounds + 1):

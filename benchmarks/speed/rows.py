@@ -111,7 +111,9 @@ def _images(card: Card) -> tuple[Tensor, str]:
     return x, f"{inputs}, every second with noise of 8/255"
 
 
-def _row(name: str, subject: _Subject, settings: dict[str, Any] | None = None, **more: Any) -> Row:
+def _row(
+    name: str, subject: _Subject, settings: dict[str, Any] | None = None, loop_of: str | None = None, **more: Any
+) -> Row:
     """settings: other than those that ship."""
     defense, network = subject.defense, subject.network
     if settings is not None:
@@ -119,11 +121,10 @@ def _row(name: str, subject: _Subject, settings: dict[str, Any] | None = None, *
         card = defense.card.model_copy(update={"purifiers": {"grid": entry}})
         defense = build_defense("grid", card, defense.classifier)
     entry = defense.card.purifiers[defense.name]
-    own = more.pop("loop_of", None)
     sides = _sides(defense, subject.classifier, entry, network)
-    if own is not None:
+    if loop_of is not None:
         del sides["published"]
-    return Row(name, defense, subject.x, subject.weights, subject.inputs, sides, loop_of=own, **more)
+    return Row(name, defense, subject.x, subject.weights, subject.inputs, sides, loop_of=loop_of, **more)
 
 
 def _sides(defense: Defense, classifier: Classifier, entry: PurifierEntry, network: nn.Module | None) -> dict[str, Run]:
