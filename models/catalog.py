@@ -38,6 +38,9 @@ ZOO = Path(__file__).parent / "zoo"
 # of the CPU's cache and get slower an image (benchmarks/purify_cost.py).
 CHUNK = 32
 
+# As good as the best under the worst case, and better than that against all who don't know of it: docs/robustness.md.
+PREFERRED = "aid"
+
 # Purifiers in a row. Every chain that was ever asked for is kept, and strangers may ask.
 LONGEST_CHAIN = 3
 
@@ -406,6 +409,11 @@ class Catalog:
     def offers(self) -> list[Offer]:
         """Every combination of model, classifier and purifier; chains are made by `resolve`."""
         return self._offers
+
+    def default_purifier(self, model: str) -> str:
+        """What is meant where none is named: the best for all we measured, else the first that there is, else `none`."""
+        offered = [offer.purifier for offer in self._offers if offer.model == model and offer.purifier != "none"]
+        return next((name for name in (PREFERRED, *offered) if name in offered), "none")
 
     def resolve(self, model: str, purifier: str, classifier: str | None = None) -> Offer:
         """The combination a request means; without a classifier the one that most steps have as default, else the first.

@@ -28,9 +28,6 @@ from service.votes import Prediction, predictions
 log = logging.getLogger(__name__)
 R = TypeVar("R")
 
-# As good as the best under the worst case, and better than that against all who don't know of it: docs/robustness.md.
-PREFERRED = "aid"
-
 # Runs before the service is ready: the first is many times slower than the third, and what items take is learned from them.
 WARMING = 3
 
@@ -197,12 +194,9 @@ class Engine:
         if self.settings.default_purifier is not None:
             return self.settings.default_purifier
         if model not in self._defaults:
-            offered = [offer.purifier for offer in self.catalog.offers() if offer.model == model]
-            if not offered:
+            if model not in self.catalog.models():
                 return "none"
-            self._defaults[model] = next(
-                (name for name in (PREFERRED, *offered) if name in {*offered} - {"none"}), "none"
-            )
+            self._defaults[model] = self.catalog.default_purifier(model)
         return self._defaults[model]
 
     def choose(self, model: str | None = None, purifier: str | None = None, classifier: str | None = None) -> Offer:

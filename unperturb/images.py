@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from models.catalog import CHUNK, Defense
+from models.catalog import CHUNK, Catalog, Defense
 from models.purifiers import Options
 from service.decode import decode, encode_png
 from service.errors import Problem
@@ -20,7 +20,9 @@ from service.settings import Settings
 from service.votes import predictions
 from unperturb.options import Device, Json, Model, Zoo, open_catalog
 
-PurifierName = Annotated[str, typer.Option(help="How to purify: see `unperturb models`.")]
+PurifierName = Annotated[
+    str | None, typer.Option(help="How to purify: see `unperturb models`. Default: what the service takes.")
+]
 ClassifierName = Annotated[str | None, typer.Option(help="One of the model's classifiers; default: the card's choice.")]
 Epsilon = Annotated[
     float | None, typer.Option(min=0, max=1, help="The budget, in [0, 1] units, instead of the purifier's own.")
@@ -35,7 +37,7 @@ Outcome = Answer | Exception
 
 def classify(
     files: Annotated[list[Path], typer.Argument(help="PNG, JPEG or WebP files.")],
-    purifier: PurifierName = "soap-lc",
+    purifier: PurifierName = None,
     model: Model = "cifar10",
     classifier: ClassifierName = None,
     top_k: Annotated[int, typer.Option(min=1, help="How many classes to name.")] = 1,
@@ -47,7 +49,7 @@ def classify(
     as_json: Json = False,
 ) -> None:
     """Purify and classify image files; a broken one is reported, the others are done all the same."""
-    defense = open_catalog(zoo, device).defense(model, purifier, classifier)
+    defense = _chosen(open_catalog(zoo, device), model, purifier, classifier)
     outcomes = _run(defense, files, Options(epsilon, steps), seed=seed)
     if as_json:
         records = [_record(defense, file, outcome, top_k) for file, outcome in zip(files, outcomes, strict=True)]
@@ -61,7 +63,7 @@ def classify(
 def purify(
     file: Annotated[Path, typer.Argument(help="PNG, JPEG or WebP file.")],
     out: Annotated[Path, typer.Option(help="Where the purified PNG goes, at the classifier's input size.")],
-    purifier: PurifierName = "soap-lc",
+    purifier: PurifierName = None,
     model: Model = "cifar10",
     classifier: ClassifierName = None,
     epsilon: Epsilon = None,
@@ -72,7 +74,7 @@ def purify(
     as_json: Json = False,
 ) -> None:
     """Purify one image file and write the result as PNG."""
-    defense = open_catalog(zoo, device).defense(model, purifier, classifier)
+    defense = _chosen(open_catalog(zoo, device), model, purifier, classifier)
     (outcome,) = _run(defense, [file], Options(epsilon, steps), seed=seed, want_image=True)
     if isinstance(outcome, Exception):
         raise outcome
@@ -82,6 +84,10 @@ def purify(
         typer.echo(json.dumps(_record(defense, file, outcome, top_k=1), indent=1))
     else:
         typer.echo(f"{out}: changed by at most {255 * outcome.linf:.1f}/255; suspicion {_suspicion(outcome)}")
+
+
+def _chosen(catalog: Catalog, model: str, purifier: str | None, classifier: str | None) -> Defense:
+    return catalog.defense(model, purifier or catalog.default_purifier(model), classifier)
 
 
 def _run(

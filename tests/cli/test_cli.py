@@ -67,6 +67,13 @@ def test_classify_names_the_class_of_a_clean_sample():
     assert found["predictions"][0]["label"] == file.stem.split("-")[2]
 
 
+@pytest.mark.parametrize(("model", "purifier"), [("cifar10", "aid"), ("mnist", "soap-dr")])
+def test_without_a_purifier_the_one_of_the_service_is_meant(model, purifier):
+    file = next(SAMPLES.glob(f"{model}-clean-*.png"))
+    assert f"{model} / " in (told := run("classify", file, "--model", model).output)
+    assert f" / {purifier}" in told
+
+
 def test_a_broken_file_does_not_stop_the_others(tmp_path):
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n nothing")
     file = next(SAMPLES.glob("cifar10-clean-*.png"))

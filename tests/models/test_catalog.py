@@ -54,6 +54,13 @@ def test_without_a_default_the_first_classifier_serves(save, tmp_path: Path) -> 
     assert Catalog.open([tmp_path]).resolve("mnist", "none").classifier == "a"
 
 
+def test_who_names_no_purifier_gets_what_is_best_or_else_the_first(catalog: Catalog) -> None:
+    shipped = Catalog.open()
+    assert [shipped.default_purifier(model) for model in ("cifar10", "mnist")] == ["aid", "soap-dr"]
+    assert [catalog.default_purifier(model) for model in ("cifar10", "mnist")] == ["quick", "soap-dr"]
+    assert catalog.default_purifier("nothing") == "none"
+
+
 def test_models_and_offers_are_sorted(catalog: Catalog) -> None:
     assert catalog.models() == ["cifar10", "mnist"]
     assert [(offer.model, offer.classifier, offer.purifier) for offer in catalog.offers()] == [
