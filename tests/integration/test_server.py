@@ -7,15 +7,28 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from threading import Timer
 
 import httpx
 
 CODE = "from service.server import serve; from service.settings import Settings; serve(Settings())"
 
+SPARING = """
+import gc, sys
+from service import server
+from service.settings import Settings
+spare = server.spare_collector
+def told():
+    spare()
+    print("spared", gc.get_freeze_count() > 100_000, gc.get_threshold()[0] == server.YOUNG, file=sys.stderr, flush=True)
+server.spare_collector = told
+server.serve(Settings())
+"""
 
-def start(**settings: str) -> "subprocess.Popen[str]":
+
+def start(code: str = CODE, **settings: str) -> "subprocess.Popen[str]":
     environment = {**os.environ, **{f"UNPERTURB_{name}": value for name, value in settings.items()}}
-    return subprocess.Popen([sys.executable, "-c", CODE], env=environment, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE, text=True)
 
 
 def until_listening(process: "subprocess.Popen[str]") -> tuple[str, list[str]]:
@@ -45,6 +58,22 @@ def test_serves_until_it_is_told_to_stop(zoo: Path) -> None:
         rest = stopped(process)
     assert "Traceback" not in rest
     assert "method=GET path=/livez route=/livez status=200" in "".join(lines) + rest
+
+
+def test_the_garbage_collector_is_spared_once_as_soon_as_it_is_ready(zoo: Path) -> None:
+    with start(SPARING, ZOO=str(zoo), PORT="0") as process:
+        address, lines = until_listening(process)
+        assert process.stderr is not None
+        patience = Timer(60, process.kill)  # instead of waiting for ever for a line that doesn't come
+        patience.start()
+        for line in process.stderr:
+            lines.append(line)
+            if line.startswith("spared"):
+                break
+        patience.cancel()
+        assert httpx.get(f"{address}/readyz").status_code == 200
+        told = "".join(lines) + stopped(process)
+    assert re.findall("^spared.*", told, re.MULTILINE) == ["spared True True"]
 
 
 def test_every_line_of_a_json_log_is_an_object(zoo: Path) -> None:
