@@ -78,8 +78,12 @@ class _Order:
 def prepare(settings: Settings) -> None:
     """Begin to import what helpers need, in the process that they will be forked from; it takes seconds, so in good time."""
     if _size(settings) > 1:
-        forkserver.set_forkserver_preload([__name__])
-        forkserver.ensure_running()
+        _have_server()
+
+
+def _have_server() -> None:
+    forkserver.set_forkserver_preload([__name__])
+    forkserver.ensure_running()
 
 
 def crew_of(settings: Settings) -> "Crew | None":
@@ -111,6 +115,7 @@ class Crew:
         """Take the helpers over from whoever had them."""
         self._turn += 1
         self.close()
+        _have_server()
         with self._busy:
             self._mine.turn = self._turn
             self._helpers = [_Helper(self.threads) for _ in range(self.size)]

@@ -359,9 +359,8 @@ class Engine:
         ask = await self.ask(offer, Options())
         # Noise, not a plain grey: a purifier that skips what looks clean would leave its gradients cold.
         image = torch.rand(ask.lane.shape, generator=torch.Generator().manual_seed(0))
-        # A lone image occupies one helper, so the first runs alone and the others have two for each.
-        count = 2 * self._crew.size + 1 if self._crew else 1
-        done = await self._run(ask.lane, [Work(image, seed=0)] * count)
+        # Lone images go to one helper after the other.
+        done = await self._run(ask.lane, [Work(image, seed=0)] * (self._crew.size if self._crew else 1))
         return done[0].value
 
     async def _probe_while_in_trouble(self) -> None:
