@@ -18,11 +18,12 @@ from models.catalog import UnknownName as NotInCatalog
 from models.checkpoint import CheckpointError
 from models.purifiers import Options
 from service import errors, worker
+from service.crew import crew_of
 from service.decode import QUICK_PIXELS, decode, is_quick
 from service.lanes import Done, Entry, Expired, Limits, QueueFull
 from service.pipeline import Answer, Lane, Work, freed_memory, run_batch
 from service.settings import Settings
-from service.threads import ThreadPool, TooLong, use_cores
+from service.threads import CORES, ThreadPool, TooLong, use_cores
 from service.votes import Prediction, predictions
 
 log = logging.getLogger(__name__)
@@ -30,9 +31,6 @@ R = TypeVar("R")
 
 # Runs before the service is ready: the first is many times slower than the third, and what items take is learned from them.
 WARMING = 3
-
-# What PyTorch would take, before anybody told it otherwise.
-CORES = torch.get_num_threads()
 
 # Between probes of a device in trouble, and what clients are told to wait meanwhile.
 PROBE_S = 5.0
@@ -120,13 +118,14 @@ class Engine:
             retired=lambda lane: self._catalog is not None and not self._catalog.serves(lane.defense),
         )
         care = worker.Care(freed_memory, hang_s=settings.hang_timeout_ms / 1000)
+        self._crew = crew_of(settings)
         self._worker: worker.BatchWorker[Lane, Work, Answer] = worker.BatchWorker(
-            run_batch,
+            self._crew.run if self._crew else run_batch,
             limits,
             care=care,
             observer=observer,
             name="device",
-            begin=lambda: use_cores(settings.threads or CORES),
+            begin=self._crew.begin if self._crew else lambda: use_cores(settings.threads or CORES),
         )
 
     def start(self) -> None:
@@ -163,6 +162,8 @@ class Engine:
             self._nurse.cancel()
             await asyncio.gather(self._nurse, return_exceptions=True)
         await to_thread.run_sync(self._worker.close, self.settings.timeout_ms / 1000)
+        if self._crew:
+            self._crew.close()
         self._threads.close()
 
     def unready(self) -> str | None:
@@ -358,8 +359,9 @@ class Engine:
         ask = await self.ask(offer, Options())
         # Noise, not a plain grey: a purifier that skips what looks clean would leave its gradients cold.
         image = torch.rand(ask.lane.shape, generator=torch.Generator().manual_seed(0))
-        (done,) = await self._run(ask.lane, [Work(image, seed=0)])
-        return done.value
+        # Lone images go to one helper after the other.
+        done = await self._run(ask.lane, [Work(image, seed=0)] * (self._crew.size if self._crew else 1))
+        return done[0].value
 
     async def _probe_while_in_trouble(self) -> None:
         """Nobody sends requests to a service that is not ready, so it has to find out itself whether it is again."""

@@ -174,6 +174,10 @@ class UploadTooSlow(Problem):
     def __init__(self, timeout_ms: float) -> None:
         super().__init__(f"the body was not complete after {timeout_ms:.0f} ms; send a smaller image")
 
+    def headers(self) -> dict[str, str]:
+        """The connection ends here: what else comes on it is the rest of the body."""
+        return {"Connection": "close"}
+
 
 class Conflict(Problem):
     """What is served now doesn't allow it; nothing has changed."""

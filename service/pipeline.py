@@ -22,7 +22,8 @@ class NotFinite(ArithmeticError):
 class Lane:
     """What may share a batch: one defense with one request's options, one shape. Equal where everything but `defense` is.
 
-    network: compared by identity, since another checkpoint may have the same names and weights but other settings.
+    network: compared by identity, since another checkpoint may have the same names and weights but other settings. base: the
+    defense before the options.
     """
 
     model: str
@@ -34,6 +35,7 @@ class Lane:
     shape: tuple[int, ...]
     network: Classifier = field(repr=False)
     defense: Defense = field(compare=False, repr=False)
+    base: Defense = field(compare=False, repr=False)
 
     @classmethod
     def of(cls, defense: Defense, options: Options, shape: Sequence[int]) -> "Lane":
@@ -44,7 +46,7 @@ class Lane:
         """
         card = defense.card
         names = card.model, card.classifier, defense.name, card.weights_sha256, defense.addon_sha256
-        return cls(*names, options, tuple(shape), defense.classifier, defense.with_options(options))
+        return cls(*names, options, tuple(shape), defense.classifier, defense.with_options(options), defense)
 
     @property
     def group(self) -> tuple[str, str, str]:

@@ -1,6 +1,5 @@
 """Run the service under uvicorn."""
 
-import gc
 import logging
 import math
 import signal
@@ -15,17 +14,18 @@ from fastapi import FastAPI
 from prometheus_client import disable_created_metrics
 
 from models.catalog import Catalog
-from service import admin_server, logs
+from service import admin_server, crew, logs
 from service.admin import create_admin
 from service.app import create_app
 from service.engine import Engine
 from service.settings import Settings
-from service.threads import use_cores
+from service.threads import spare_collector, use_cores
 
 log = logging.getLogger(__name__)
 
-# Objects between two collections of the youngest: a request makes some hundreds that all die of themselves.
-YOUNG = 20_000
+# How long an idle connection stays open: longer than the usual proxies keep theirs (60 s), for who closes first while the other
+# sends makes a request fail.
+KEEP_ALIVE_S = 75
 
 
 def serve(settings: Settings) -> None:
@@ -39,20 +39,10 @@ def serve(settings: Settings) -> None:
     logs.configure(settings.log_level, settings.log_format)
     disable_created_metrics()  # a second series for each counter, of no use to Prometheus
     log.info("settings %s", settings.model_dump_json())
+    crew.prepare(settings)
     use_cores(1)  # before a checkpoint is loaded, see there
     app = create_app(settings, Catalog.open(settings.zoo, settings.torch_device()))
     build_server(settings, app, once_ready=spare_collector).run()
-
-
-def spare_collector() -> None:
-    """Keep the garbage collector from looking through what stays for good: it holds up every thread while it does.
-
-    With PyTorch loaded a full collection takes a tenth of a second, one in some hundred requests. Asked for once the service
-    is ready, when all modules are imported.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(YOUNG, *gc.get_threshold()[1:])
 
 
 def _leave(_signal: int, _frame: FrameType | None) -> None:
@@ -78,6 +68,7 @@ def _config(settings: Settings, app: FastAPI, **more: Any) -> uvicorn.Config:
         access_log=False,
         ws="none",
         server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
         # No request outlives its deadline, so nothing needs longer than this.
         timeout_graceful_shutdown=math.ceil(settings.timeout_ms / 1000) + 1,
         **more,

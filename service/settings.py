@@ -57,7 +57,14 @@ class Settings(BaseSettings):
         description="Where the networks run: cpu, cuda or cuda:1; auto takes cuda where there is one.",
     )
     threads: int | None = Field(
-        default=None, ge=1, le=1024, description="CPU threads of one network evaluation; unset leaves PyTorch's choice."
+        default=None, ge=1, le=1024, description="CPU cores that the networks take; unset leaves PyTorch's choice: all."
+    )
+    processes: int | None = Field(
+        default=None,
+        ge=1,
+        le=256,
+        description="Processes that share a batch's images on a CPU, each with its part of `threads`; unset is one a core, eight "
+        "at most; 1: the service's own process alone. Fewer suit large networks that are asked one image at a time.",
     )
     default_model: str = Field(default="cifar10", description="The model of a request that names none.")
     default_purifier: str | None = Field(

@@ -28,13 +28,17 @@ class Service:
     log: Path
 
     def rss(self) -> int:
-        """Resident bytes."""
-        return int(psutil.Process(self.process.pid).memory_info().rss)
+        """Resident bytes of it and its helper processes; what they share counts once."""
+        return sum(int(each.memory_full_info().pss) for each in self._all())
 
     def cpu_s(self) -> float:
-        """CPU seconds spent so far, all threads."""
-        times = psutil.Process(self.process.pid).cpu_times()
-        return float(times.user + times.system)
+        """CPU seconds spent so far, all threads of it and of its helpers."""
+        times = [each.cpu_times() for each in self._all()]
+        return float(sum(each.user + each.system for each in times))
+
+    def _all(self) -> list[psutil.Process]:
+        service = psutil.Process(self.process.pid)
+        return [service, *service.children(recursive=True)]
 
     def ready(self) -> bool:
         try:

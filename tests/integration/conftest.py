@@ -29,6 +29,7 @@ TOYS = {
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("UNPERTURB_")]:
         monkeypatch.delenv(name)
+    monkeypatch.setenv("UNPERTURB_PROCESSES", "1")  # helpers take seconds to start; who is about them asks for some
 
 
 @pytest.fixture(scope="session")

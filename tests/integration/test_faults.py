@@ -24,7 +24,7 @@ PATIENCE_S = 60.0
 
 @pytest.fixture(scope="module")
 def service(zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    with serving(tmp_path_factory.mktemp("faults"), zoo=zoo, threads=1) as running:
+    with serving(tmp_path_factory.mktemp("faults"), zoo=zoo, processes=2) as running:
         yield running
 
 
@@ -93,6 +93,35 @@ def test_neighbours_of_leavers_are_answered(healthy: Service) -> None:
             assert (reply.status_code, reply.json()["purifier"]) == (200, "none")
 
 
+def helpers(service: Service) -> list[psutil.Process]:
+    """Those that a batch is split among: children of the process that they are forked from."""
+    children = psutil.Process(service.process.pid).children()
+    return [helper for child in children for helper in child.children()]
+
+
+def test_helpers_that_die_under_load_cost_nobody_an_answer(healthy: Service) -> None:
+    before = helpers(healthy)
+    assert len(before) == 2
+    with httpx.Client(base_url=healthy.url, timeout=PATIENCE_S) as client, ThreadPoolExecutor(8) as callers:
+        found = [callers.submit(client.post, "/classify?purifier=soap-lc", content=IMAGE) for _ in range(100)]
+        for helper in before:
+            helper.kill()
+        assert [each.result().status_code for each in found] == [200] * 100
+    assert len(helpers(healthy)) == 2
+    assert not {*helpers(healthy)} & {*before}
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_helpers_end_with_the_service_however_it_ends(zoo: Path, tmp_path: Path, how: signal.Signals) -> None:
+    with serving(tmp_path, zoo=zoo, processes=2) as service:
+        family = psutil.Process(service.process.pid).children(recursive=True)
+        assert len(helpers(service)) == 2
+        service.process.send_signal(how)
+        service.process.wait(PATIENCE_S)
+        assert psutil.wait_procs(family, timeout=10)[1] == []
+        assert "Traceback" not in service.log.read_text(encoding="utf-8")
+
+
 def test_slow_headers_hold_up_nobody(healthy: Service) -> None:
     """200 callers send a byte now and then; the others are served as if they were not there."""
     head = request()[:-1]
@@ -123,7 +152,7 @@ def test_half_bodies_are_told_and_hold_up_nobody(zoo: Path, tmp_path: Path) -> N
 
 
 def test_sigterm_under_load_answers_everybody_once_and_exits_with_0(zoo: Path, tmp_path: Path) -> None:
-    with serving(tmp_path, zoo=zoo, threads=1, max_batch_size=1, queue_limit_ms=600_000) as service:
+    with serving(tmp_path, zoo=zoo, processes=2, max_batch_size=1, queue_limit_ms=600_000) as service:
         callers = [connect(service) for _ in range(64)]
         for number, connection in enumerate(callers):
             connection.sendall(request("soap-lc", f"case-{number}"))

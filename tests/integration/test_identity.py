@@ -28,7 +28,7 @@ def png(index: int) -> bytes:
 @asynccontextmanager
 async def running() -> AsyncIterator[httpx.AsyncClient]:
     # Waiting a little for company lets the images of a mix share a batch; nothing here may be refused.
-    app = create_app(Settings(max_wait_ms=2, queue_limit_ms=600_000, timeout_ms=600_000))
+    app = create_app(Settings(processes=2, max_wait_ms=2, queue_limit_ms=600_000, timeout_ms=600_000))
     client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test", timeout=600)
     async with app.router.lifespan_context(app), client:
         while (await client.get("/readyz")).status_code != 200:

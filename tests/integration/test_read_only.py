@@ -18,7 +18,7 @@ CODE = """
 import os, sys
 def tell(event, arguments):
     if event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) or event in ("os.mkdir", "os.rename"):
-        if "__pycache__" not in str(arguments[0]):
+        if "__pycache__" not in str(arguments[0]) and not isinstance(arguments[0], int):  # a number is open already
             print("wrote", arguments[0], file=sys.stderr, flush=True)
 sys.addaudithook(tell)
 open(os.devnull, "w").close()

@@ -15,12 +15,12 @@ CODE = "from service.server import serve; from service.settings import Settings;
 
 SPARING = """
 import gc, sys
-from service import server
+from service import server, threads
 from service.settings import Settings
 spare = server.spare_collector
 def told():
     spare()
-    print("spared", gc.get_freeze_count() > 100_000, gc.get_threshold()[0] == server.YOUNG, file=sys.stderr, flush=True)
+    print("spared", gc.get_freeze_count() > 100_000, gc.get_threshold()[0] == threads.YOUNG, file=sys.stderr, flush=True)
 server.spare_collector = told
 server.serve(Settings())
 """

@@ -30,6 +30,7 @@ DESCENT = {"selection": "best-iterate", "budgets": [4 / 255, 8 / 255], "step_siz
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("UNPERTURB_")]:
         monkeypatch.delenv(name)
+    monkeypatch.setenv("UNPERTURB_PROCESSES", "1")  # helpers take seconds to start; who is about them asks for some
 
 
 def card(model: str, classifier: str, size: tuple[int, int, int], **fields: Any) -> dict[str, Any]:
