@@ -5,7 +5,7 @@
 Makes an environment for the peers on first use (`--env`). Within a round the servers take turns, in every second round
 backwards, and a turn goes through all concurrencies: each is started for its turn and stopped after it, since LitServe's loop
 takes part of a core even when idle. All decode, purify and classify by the same code, with the same batch limit and as many
-threads; a request is the same POST to all. Wants a machine with nothing else to do and refuses another. Exits with 1 where
+threads in as many processes; a request is the same POST to all. Wants a machine with nothing else to do and refuses another. Exits with 1 where
 a requirement is not met.
 """
 
@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
     if machine.refused(busy, options.force):
         return 2
     python = environment.prepared(options.env)
-    header = _header(python, options.threads) | {"busy_percent_before": busy}
+    header = _header(python, options) | {"busy_percent_before": busy}
     measured = [each for turn in turns(options.rounds, options.purifiers) for each in _take(turn, python, options)]
     found = {"header": header, "plan": _described(options), "rows": rows(measured)}
     found["checks"] = checks(found["rows"])
@@ -89,6 +89,12 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--threads", type=int, default=torch.get_num_threads(), help="CPU threads of each server's network"
     )
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=min(torch.get_num_threads(), 8),
+        help="processes of each server that share them",
+    )
     parser.add_argument("--look-s", type=float, default=3.0, help="seconds of looking whether the machine is busy")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--force", action="store_true", help="measure on a busy machine all the same")
@@ -96,9 +102,9 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _header(python: Path, threads: int) -> dict[str, Any]:
+def _header(python: Path, options: argparse.Namespace) -> dict[str, Any]:
     header = machine.described("aiohttp", *SHARED)
-    header["hardware"]["torch_threads"] = threads
+    header["hardware"] |= {"torch_threads": options.threads, "processes": options.processes}
     header["versions"] |= environment.versions(python, *(peer.package for peer in PEERS.values()))
     header["versions_of_peers"] = environment.versions(python, *SHARED)
     return header
@@ -125,7 +131,9 @@ def turns(rounds: int, purifiers: Sequence[str]) -> Iterator[Turn]:
 def _take(turn: Turn, python: Path, options: argparse.Namespace) -> list[Measured]:
     bodies = [path.read_bytes() for path in IMAGES]
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        server = running(turn.server, turn.purifier, python, options.threads, Path(folder), bodies[0])
+        server = running(
+            turn.server, turn.purifier, python, options.threads, options.processes, Path(folder), bodies[0]
+        )
         with server as url:
             return asyncio.run(_load(turn, url, Traffic({turn.purifier: 1.0}, bodies), options))
 

@@ -21,7 +21,7 @@ BATCH_WAIT_S = 0.001
 
 
 class Classifier(litserve.LitAPI):
-    """Decoding, batches and answers, called for by LitServe's one worker."""
+    """Decoding, batches and answers, called for by each of LitServe's workers."""
 
     def __init__(self, purifier: str, **batching: Any) -> None:
         super().__init__(api_path="/classify", **batching)
@@ -46,7 +46,7 @@ class Classifier(litserve.LitAPI):
 def main() -> None:
     purifier, port = sys.argv[1:]
     api = Classifier(purifier, max_batch_size=Settings().max_batch_size, batch_timeout=BATCH_WAIT_S)
-    server = litserve.LitServer(api, devices=1, workers_per_device=1, fast_queue=True)
+    server = litserve.LitServer(api, devices=1, workers_per_device=Settings().processes or 1, fast_queue=True)
     server.run(host="127.0.0.1", port=int(port), log_level="warning", access_log=False, generate_client_file=False)
 
 

@@ -23,12 +23,13 @@ QUIET = {"enable_access_log": False, "log_level": "WARNING"}
 
 
 @serve.deployment(
+    num_replicas=Settings().processes or 1,
     max_ongoing_requests=ONGOING,
     logging_config=QUIET,
     ray_actor_options={"num_gpus": int(torch.cuda.is_available())},
 )
 class Classifier:
-    """The one replica."""
+    """A replica."""
 
     def __init__(self, purifier: str) -> None:
         self.network = Network(purifier)

@@ -46,21 +46,25 @@ SERVERS = (OURS, *PEERS)
 
 
 @contextmanager
-def running(server: str, purifier: str, python: Path, threads: int, folder: Path, image: bytes) -> Iterator[str]:
+def running(
+    server: str, purifier: str, python: Path, threads: int, processes: int, folder: Path, image: bytes
+) -> Iterator[str]:
     """Start one of `SERVERS`, wait until it has classified `image`, give its address, and stop it.
 
-    python: the peers' interpreter. folder: for logs, sockets and whatever else a server leaves behind.
+    python: the peers' interpreter. threads: of the networks, shared by so many processes. folder: for logs, sockets and whatever
+    else a server leaves behind.
 
     Raises:
         RuntimeError: it did not start; its log is in the message.
     """
     if server == OURS:
-        with serving(folder, threads=threads) as service:
+        with serving(folder, threads=threads, processes=processes) as service:
             yield service.url
         return
     peer, port, log = PEERS[server], free_port(), folder / "peer.log"
     given = {"PYTHONPATH": str(ROOT), "TMPDIR": str(folder), "RAY_TMPDIR": str(folder), **peer.environment}
-    environment = {**os.environ, **given, "UNPERTURB_THREADS": str(threads)}
+    split = {"UNPERTURB_THREADS": str(max(1, threads // processes)), "UNPERTURB_PROCESSES": str(processes)}
+    environment = {**os.environ, **given, **split}
     with log.open("wb") as file:
         command = [python, "-m", peer.module, purifier, str(port)]
         process = subprocess.Popen(command, env=environment, stdout=file, stderr=file, cwd=ROOT)

@@ -63,7 +63,7 @@ def measured(server: str, rate: float, p99: float, number: int = 0, connections:
 def found(ours: tuple[float, float]) -> dict[str, object]:
     """A result in which the peers serve 100 images a second with a p99 of 40 ms."""
     made = benchmark.rows([measured(OURS, *ours), measured("litserve", 100, 40), measured("ray", 100, 40)])
-    hardware = {"cpu": "Some CPU", "cores": 2, "torch_threads": 2}
+    hardware = {"cpu": "Some CPU", "cores": 2, "torch_threads": 2, "processes": 2}
     return {
         "header": {"date": "2026-01-02", "hardware": hardware, "versions": {"litserve": "0.2.19", "ray": "2.60.0"}},
         "plan": {"max_batch_size": 32, "rounds": 1, "seconds": 5.0},
@@ -167,7 +167,7 @@ def test_another_list_of_packages_makes_the_environment_anew(monkeypatch: pytest
 
 @pytest.mark.usefixtures("_stand_ins")
 def test_a_peer_is_stopped_with_its_children(tmp_path: Path) -> None:
-    with servers.running("ray", "none", Path(sys.executable), 1, tmp_path, b"image") as url:
+    with servers.running("ray", "none", Path(sys.executable), 1, 1, tmp_path, b"image") as url:
         child = psutil.Process(int((tmp_path / "peer.log").read_text().split()[1]))
         assert url.startswith("http://127.0.0.1:")
         assert child.is_running()
@@ -176,7 +176,7 @@ def test_a_peer_is_stopped_with_its_children(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("_stand_ins")
 def test_a_peer_that_does_not_start_says_why(tmp_path: Path) -> None:
-    start = servers.running("litserve", "broken", Path(sys.executable), 1, tmp_path, b"image")
+    start = servers.running("litserve", "broken", Path(sys.executable), 1, 1, tmp_path, b"image")
     with pytest.raises(RuntimeError, match="no such purifier"), start:
         pass
 
@@ -186,7 +186,7 @@ def test_a_short_run_measures_every_server(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setattr(environment, "prepared", lambda folder: Path(sys.executable))
     monkeypatch.setattr(environment, "versions", lambda python, *packages: dict.fromkeys(packages, "1"))
     file = tmp_path / "peers.json"
-    short = ["--force", "--look-s=0.1", "--seconds=0.5", "--warmup-s=0.2", "--rounds=1", "--threads=1"]
+    short = ["--force", "--look-s=0.1", "--seconds=0.5", "--warmup-s=0.2", "--rounds=1", "--threads=1", "--processes=1"]
     # The exit status goes by times, which say nothing here.
     assert benchmark.main([*short, "--purifiers", "none", "--connections", "1", "2", f"--out={file}"]) in (0, 1)
     result = json.loads(file.read_text(encoding="utf-8"))

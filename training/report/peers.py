@@ -26,7 +26,8 @@ def peers() -> str:
 def _setup(found: dict[str, Any]) -> str:
     head, plan, hardware = found["header"], found["plan"], found["header"]["hardware"]
     versions = ", ".join(f"{name} {number}" for name, number in head["versions"].items())
-    where = f"{hardware['cores']} cores of {hardware['cpu']}, shared by server and client, {hardware['torch_threads']} threads"
+    cores = f"{hardware['cores']} cores of {hardware['cpu']}, shared by server and client"
+    where = f"{cores}, {hardware['torch_threads']} threads in {hardware['processes']} processes"
     rounds = f"median (lowest to highest) of {plan['rounds']} rounds in turns, {plan['seconds']:g} s each"
     batches = f"Batches of up to {plan['max_batch_size']}"
     return f"{head['date']}, {where} of PyTorch; {versions}. {batches}; {rounds}. In bold what misses its requirement."
