@@ -199,8 +199,8 @@ class Crew:
 
 
 def _parts(count: int, size: int) -> list[slice]:
-    """How many images each helper gets: as even as can be, but two where there are two, for a lone one is computed twice."""
-    hands = max(1, min(size, count // 2))
+    """How many images each helper gets: as even as can be, but not one each of two, for a lone one is computed twice."""
+    hands = min(size, -(-count // 2))
     ends = [count * i // hands for i in range(hands + 1)]
     return [slice(start, end) for start, end in itertools.pairwise(ends)]
 

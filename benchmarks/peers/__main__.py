@@ -5,8 +5,8 @@
 Makes an environment for the peers on first use (`--env`). Within a round the servers take turns, in every second round
 backwards, and a turn goes through all concurrencies: each is started for its turn and stopped after it, since LitServe's loop
 takes part of a core even when idle. All decode, purify and classify by the same code, with the same batch limit and as many
-threads in as many processes; a request is the same POST to all. Wants a machine with nothing else to do and refuses another. Exits with 1 where
-a requirement is not met.
+threads in as many processes; a request is the same POST to all. Wants a machine with nothing else to do and refuses
+another. Exits with 1 where a requirement is not met.
 """
 
 import argparse

@@ -88,12 +88,12 @@ def test_a_batch_gets_the_answers_that_this_process_would_give(
         assert torch.equal(image, same)
 
 
-def test_a_batch_is_split_evenly_and_nobody_gets_a_lone_image_who_needn_t() -> None:
+def test_a_batch_is_split_evenly_but_two_images_stay_together() -> None:
     def sizes(count: int, hands: int) -> list[int]:
         return [part.stop - part.start for part in crew_module._parts(count, hands)]
 
     assert [sizes(count, 4) for count in (1, 2, 3, 4, 5, 8, 9, 32)] == [
-        *([1], [2], [3], [2, 2], [2, 3], [2, 2, 2, 2], [2, 2, 2, 3], [8, 8, 8, 8])
+        *([1], [2], [1, 2], [2, 2], [1, 2, 2], [2, 2, 2, 2], [2, 2, 2, 3], [8, 8, 8, 8])
     ]
 
 
