@@ -46,6 +46,11 @@ def _shipped() -> list[Result]:
     return load_results(RESULTS)
 
 
+def _search() -> list[Result]:
+    """The settings that were tried beside the adversarially trained network."""
+    return read_results(sorted(RESULTS.glob("variants-resnet18-at*.json")))
+
+
 def _variants(name: str) -> Callable[[], str]:
     return lambda: soap.variants(read_results([RESULTS / name]))
 
@@ -65,6 +70,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "random-legend": lambda: details.RANDOM,
     "suspicion-legend": lambda: details.SUSPICION,
     "random": lambda: details.random_defences(_shipped()),
+    "search": lambda: overall.overall(_search()),
+    "search-random": lambda: details.random_defences(_search()),
     "cifar10": lambda: soap.white_box(_shipped(), "cifar10"),
     "mnist": lambda: soap.white_box(_shipped(), "mnist"),
     "soap-black-box": lambda: soap.black_box(_shipped()),

@@ -89,8 +89,9 @@ def test_captions_say_how_many_images_and_which_attack(results, tmp_path):
 def test_fixed_budgets_of_one_name_make_a_curve(results):
     fixed = {f"lc-{e}": {"selection": "fixed", "budgets": [e / 255]} for e in (16, 4)}
     chosen = {f"other-{e}": {"selection": "best-iterate", "budgets": [e / 255]} for e in (16, 4)}
-    cells = [cell(name, "pgd", PGD, "10", objective_after=1.0) for name in (*fixed, *chosen)]
-    found = purification.families(results(*cells, stem="variants-x", settings=fixed | chosen))
+    noise = {f"noise-{e}": {"selection": "fixed", "budgets": [e / 255], "random_start": e / 255} for e in (16, 4)}
+    cells = [cell(name, "pgd", PGD, "10", objective_after=1.0) for name in (*fixed, *chosen, *noise)]
+    found = purification.families(results(*cells, stem="variants-x", settings=fixed | chosen | noise))
     assert list(found) == ["lc"]
     assert [(round(255 * budget), one.purifier) for budget, one in found["lc"]["pgd"]] == [(4, "lc-4"), (16, "lc-16")]
 

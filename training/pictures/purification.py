@@ -22,17 +22,20 @@ def pictures(results: Sequence[Result]) -> list[Picture]:
 
 def families(result: Result) -> dict[str, dict[str, Curve]]:
     """By the variants' common name, then by attack: cells by budget. Only what has at least two budgets."""
-    found: dict[str, dict[str, Curve]] = {}
+    found: dict[tuple[str, str], dict[str, Curve]] = {}
     for cell in result.cells:
         settings = result.settings.get(cell.purifier, {})
         if settings.get("selection") == "fixed" and cell.objective_after is not None and cell.attack.name in SHOWN:
             family, _, _ = cell.purifier.rpartition("-")
-            found.setdefault(family, {}).setdefault(cell.attack.name, []).append((settings["budgets"][-1], cell))
-    ordered = {
+            rest = str(sorted((name, value) for name, value in settings.items() if name != "budgets"))
+            found.setdefault((family, rest), {}).setdefault(cell.attack.name, []).append(
+                (settings["budgets"][-1], cell)
+            )
+    return {
         family: {attack: sorted(cells, key=lambda each: each[0]) for attack, cells in curves.items()}
-        for family, curves in found.items()
+        for (family, _), curves in found.items()
+        if family and _budgets(curves) > 1
     }
-    return {family: curves for family, curves in ordered.items() if family and _budgets(curves) > 1}
 
 
 def _budgets(curves: dict[str, Curve]) -> int:
