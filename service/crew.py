@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 MOST = 8
 
 # How often those who wait for an answer are asked whether they still do; helpers hear of changes between two steps.
-LOOK_S = 0.02
+LOOK_S = 0.005
 
 # Helpers give way to the service's own thread: it refuses, expires and answers in no time, but needs it at once.
 NICER = 5

@@ -25,11 +25,18 @@ TOYS = {
 }
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _no_helpers() -> Iterator[None]:
+    """They take seconds to start; who is about them asks for some."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("UNPERTURB_PROCESSES", "1")
+        yield
+
+
 @pytest.fixture(autouse=True)
-def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith("UNPERTURB_")]:
+def _clean_environment(monkeypatch: pytest.MonkeyPatch, _no_helpers: None) -> None:
+    for name in [name for name in os.environ if name.startswith("UNPERTURB_") and name != "UNPERTURB_PROCESSES"]:
         monkeypatch.delenv(name)
-    monkeypatch.setenv("UNPERTURB_PROCESSES", "1")  # helpers take seconds to start; who is about them asks for some
 
 
 @pytest.fixture(scope="session")
