@@ -35,7 +35,7 @@ from models.purifiers.chain import Chain
 ZOO = Path(__file__).parent / "zoo"
 
 # Images that go through the network together. Purification keeps 8 to 10 activations an image alive; larger groups fall out
-# of the CPU's cache and get slower an image (benchmarks/purify_cost.py).
+# of the CPU's cache and get slower an image (docs/performance.md).
 CHUNK = 32
 
 # As good as the best under the worst case, and better than that against all who don't know of it: docs/robustness.md.

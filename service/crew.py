@@ -354,9 +354,10 @@ class _Bench:
 
 def _told(error: Exception) -> Exception:
     """An exception as it can be sent, with where it came from."""
-    error.add_note("in a helper process:\n" + "".join(traceback.format_exception(error)))
+    where = "in a helper process:\n" + "".join(traceback.format_exception(error))
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:  # of a class that can't be sent
-        return RuntimeError(f"{type(error).__name__}: {error}")
+        error = RuntimeError(f"{type(error).__name__}: {error}")
+    error.add_note(where)
     return error

@@ -20,10 +20,10 @@ class NotFinite(ArithmeticError):
 
 @dataclass(frozen=True)
 class Lane:
-    """What may share a batch: one defense with one request's options, one shape. Equal where everything but `defense` is.
+    """What may share a batch: one defense with one request's options, one shape.
 
-    network: compared by identity, since another checkpoint may have the same names and weights but other settings. base: the
-    defense before the options.
+    Equal where everything but `defense` and `base` is. network: compared by identity, since another checkpoint may have the same
+    names and weights but other settings. base: the defense before the options.
     """
 
     model: str

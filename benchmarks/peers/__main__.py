@@ -30,6 +30,7 @@ from benchmarks.peers import environment
 from benchmarks.peers.requirements import checks, told
 from benchmarks.peers.servers import PEERS, ROOT, SERVERS, running
 from benchmarks.service_load import IMAGES, MODEL
+from service.crew import MOST
 from service.settings import Settings
 
 RESULTS = ROOT / "benchmarks" / "results" / "peers.json"
@@ -92,7 +93,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--processes",
         type=int,
-        default=min(torch.get_num_threads(), 8),
+        default=min(torch.get_num_threads(), MOST),
         help="processes of each server that share them",
     )
     parser.add_argument("--look-s", type=float, default=3.0, help="seconds of looking whether the machine is busy")

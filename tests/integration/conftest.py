@@ -1,6 +1,5 @@
 """A real uvicorn on a free port, on a toy zoo of untrained networks."""
 
-import os
 import threading
 import time
 from collections.abc import Iterator
@@ -17,26 +16,13 @@ from models.classifiers import build_classifier
 from service.app import create_app
 from service.server import build_server
 from service.settings import Settings
+from tests.environment import clean_environment, no_helpers  # noqa: F401
 
 DESCENT = {"selection": "min-aux", "budgets": [0.0, 4 / 255, 8 / 255], "step_size": 4 / 255, "steps": 2}
 TOYS = {
     "cifar10": ("resnet18-thin", "rotation", (3, 32, 32), ("none", "soap-lc", "soap-rp")),
     "mnist": ("fcn", "decoder", (1, 28, 28), ("none", "soap-dr")),
 }
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _no_helpers() -> Iterator[None]:
-    """They take seconds to start; who is about them asks for some."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("UNPERTURB_PROCESSES", "1")
-        yield
-
-
-@pytest.fixture(autouse=True)
-def _clean_environment(monkeypatch: pytest.MonkeyPatch, _no_helpers: None) -> None:
-    for name in [name for name in os.environ if name.startswith("UNPERTURB_") and name != "UNPERTURB_PROCESSES"]:
-        monkeypatch.delenv(name)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """The real app on a toy zoo: untrained networks of the real architectures, saved and loaded like any checkpoint."""
 
 import io
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,22 +21,9 @@ from models.classifiers import build_classifier
 from models.purifiers import Purified, PurifierInfo, Wanted
 from service.app import create_app
 from service.settings import Settings
+from tests.environment import clean_environment, no_helpers  # noqa: F401
 
 DESCENT = {"selection": "best-iterate", "budgets": [4 / 255, 8 / 255], "step_size": 4 / 255, "steps": 2}
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _no_helpers() -> Iterator[None]:
-    """They take seconds to start; who is about them asks for some."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("UNPERTURB_PROCESSES", "1")
-        yield
-
-
-@pytest.fixture(autouse=True)
-def _clean_environment(monkeypatch: pytest.MonkeyPatch, _no_helpers: None) -> None:
-    for name in [name for name in os.environ if name.startswith("UNPERTURB_") and name != "UNPERTURB_PROCESSES"]:
-        monkeypatch.delenv(name)
 
 
 def card(model: str, classifier: str, size: tuple[int, int, int], **fields: Any) -> dict[str, Any]:
