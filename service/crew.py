@@ -1,4 +1,4 @@
-"""Helper processes that share every batch on a CPU: a few images each, at the same time.
+"""Where batches run: in this process, or on a CPU in helper processes, a batch each at the same time.
 
 Small networks gain little from several threads in one operation, and the event loop's Python holds up every operation that a
 thread of this process begins. A helper has neither trouble. An image's answer doesn't depend on who works on it or beside what,
@@ -14,20 +14,22 @@ import pickle
 import signal
 import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing import forkserver
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from models.catalog import Defense
 from models.purifiers import Options, Wanted, Wish
-from service.pipeline import Answer, Lane, Work, run_batch
+from service.decode import File
+from service.desk import Run
+from service.pipeline import Answer, Lane, Work, run_batch, run_files
 from service.settings import Settings
 from service.threads import CORES, spare_collector, use_cores
 
@@ -36,7 +38,8 @@ log = logging.getLogger(__name__)
 # The most helpers that are started unasked: each takes about 120 MB.
 MOST = 8
 
-# How often those who wait for an answer are asked whether they still do; helpers hear of changes between two steps.
+# How often those who wait for an answer are asked whether they still do, and whether others should be let in; helpers hear of it
+# between two steps.
 LOOK_S = 0.005
 
 # Helpers give way to the service's own thread: it refuses, expires and answers in no time, but needs it at once.
@@ -51,7 +54,7 @@ class HelperDied(RuntimeError):
 
 
 class Superseded(RuntimeError):
-    """The calling thread was given up as hung, and another one has taken the helpers over."""
+    """The calling thread was given up as hung, and another one has taken its seat."""
 
 
 @dataclass(frozen=True)
@@ -65,12 +68,12 @@ class _Parcel:
 
 @dataclass(frozen=True)
 class _Order:
-    """Images (N, C, H, W) float32 of one lane, and what is wanted of each."""
+    """Images (C, H, W) float32 of one lane or their files, and what is wanted of each."""
 
     number: int
     defense: int
     options: Options
-    images: NDArray[Any]
+    images: list[NDArray[Any] | File]
     wants: list[tuple[int, bool, bool]]
     parcel: _Parcel
 
@@ -86,10 +89,13 @@ def _have_server() -> None:
     forkserver.ensure_running()
 
 
-def crew_of(settings: Settings) -> "Crew | None":
-    """Helpers where they are of use: on a CPU with several cores."""
-    size = _size(settings)
-    return Crew(size, max(1, (settings.threads or CORES) // size)) if size > 1 else None
+def seats(settings: Settings) -> "list[Here] | list[Hand]":
+    """Where batches run: helpers on a CPU with several cores, else this process."""
+    size, cores = _size(settings), settings.threads or CORES
+    if size == 1:
+        return [Here(cores)]
+    store = _Store()
+    return [Hand(store, max(1, cores // size)) for _ in range(size)]
 
 
 def _size(settings: Settings) -> int:
@@ -98,127 +104,174 @@ def _size(settings: Settings) -> int:
     return settings.processes or min(settings.threads or CORES, MOST)
 
 
-class Crew:
-    """Runs batches like `run_batch`, in `size` processes of `threads` threads each. Used by one thread at a time.
+class Here:
+    """The seat of a worker's thread that runs batches itself, on so many cores. It takes no files: it has better to do."""
 
-    Whoever is to run batches calls `begin` first; helpers of an earlier thread are ended, with what they were at.
-    """
+    decodes = False
 
-    def __init__(self, size: int, threads: int = 1) -> None:
-        self.size, self.threads = size, threads
-        self._helpers: list[_Helper] = []
-        self._busy, self._mine = threading.Lock(), threading.local()
-        self._turn, self._number = 0, itertools.count()
-        self._store = _Store()
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
 
-    def begin(self) -> None:
-        """Take the helpers over from whoever had them."""
-        self._turn += 1
-        self.close()
-        _have_server()
-        with self._busy:
-            self._mine.turn = self._turn
-            self._helpers = [_Helper(self.threads) for _ in range(self.size)]
+    def begin(self) -> Run[Lane, Work, Answer]:
+        """See `Seat`. A thread that hangs can't be ended."""
+        use_cores(self.threads)
+        return self._run
 
     def close(self) -> None:
-        """End the helpers. Who waits for one is told that it died."""
-        for helper in self._helpers:
-            helper.end()
+        """There is nothing to end."""
 
-    def run(self, lane: Lane, works: Sequence[Work], wanted: Wanted | None = None) -> Results:
-        """See `run_batch`.
+    @staticmethod
+    def _run(lane: Lane, works: Sequence[Work], wanted: Wanted, meanwhile: Callable[[], None]) -> Results:
+        def wishes() -> Sequence[Wish | bool]:
+            meanwhile()
+            return wanted()
+
+        return run_batch(lane, works, wishes)
+
+
+class Hand:
+    """The seat of a worker's thread that has a helper process, of `threads` threads, run its batches, files too."""
+
+    decodes = True
+
+    def __init__(self, store: "_Store", threads: int) -> None:
+        self.threads = threads
+        self._store, self._life = store, None
+
+    _life: "_Life | None"
+
+    def begin(self) -> Run[Lane, Work, Answer]:
+        """See `Seat`. The helper of an earlier thread is ended, with what it was at."""
+        self.close()
+        self._life = _Life(self._store, self.threads)
+        return self._life.run
+
+    def close(self) -> None:
+        """See `Seat`."""
+        if self._life is not None:
+            self._life.end()
+
+
+@dataclass(eq=False)
+class _Pending:
+    """A batch that is not answered yet. told: the wishes that its helper knows; None before it has the batch. deaths: of helpers
+    that had it."""
+
+    number: int
+    lane: Lane
+    works: Sequence[Work]
+    told: Wishes | None = None
+    deaths: int = 0
+
+
+class _Life:
+    """A helper, and those that take its place, as one thread here uses it: a batch at a time, and guests between its steps."""
+
+    def __init__(self, store: "_Store", threads: int) -> None:
+        self._store, self._threads = store, threads
+        self._helper = _Helper(threads)
+        self._numbers = itertools.count()
+        self._pending: list[_Pending] = []
+        self._replies: dict[int, Results | Exception] = {}
+        self._over = False
+
+    def end(self) -> None:
+        """Whoever waits for the helper finds out at once."""
+        self._over = True
+        self._helper.end()
+
+    def run(self, lane: Lane, works: Sequence[Work], wanted: Wanted, meanwhile: Callable[[], None]) -> Results:
+        """See `run_batch`; `meanwhile` may call this again.
 
         Raises:
             HelperDied: one did, and the one that took its place too.
-            Superseded: another thread has called `begin`.
-            Exception: what one of the helpers raised; the others were waited for.
+            Superseded: the seat has been given to another thread.
+            Exception: what the helper raised.
         """
-        with self._busy:
-            self._check_turn()
-            parts = _parts(len(works), self.size)
-            # A lone image goes to another helper each time, so that all of them are warm.
-            number = next(self._number)
-            hands = {(number + i) % self.size: part for i, part in enumerate(parts)}
-            for hand, part in hands.items():
-                self._order(hand, number, lane, works[part])
-            return self._collect(hands, number, lane, works, wanted)
+        pending = _Pending(next(self._numbers), lane, works)
+        self._pending.append(pending)
+        self._send_next()
+        while pending.number not in self._replies:
+            if self._helper.connection.poll(LOOK_S):
+                self._receive()
+            elif not any(each.deaths for each in self._pending):  # who is tried again is tried alone
+                meanwhile()
+            self._tell(pending, list(wanted()))
+        reply = self._replies.pop(pending.number)
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
 
-    def _check_turn(self) -> None:
-        if getattr(self._mine, "turn", None) != self._turn:
-            raise Superseded("another thread has taken the helpers over")
+    def _send_next(self) -> None:
+        """Give the helper what it hasn't got yet: after a death one after the other, to see whose fault it was."""
+        for pending in self._pending:
+            if pending.deaths and any(each.told is not None for each in self._pending):
+                return
+            if pending.told is None:
+                pending.told = [True] * len(pending.works)
+                self._helper.send(self._order(pending))
 
-    def _order(self, hand: int, number: int, lane: Lane, works: Sequence[Work]) -> None:
-        helper = self._helpers[hand]
-        helper.send(
-            _Order(
-                number=number,
-                defense=self._store.number(lane.base),
-                options=lane.options,
-                images=torch.stack([work.image for work in works]).numpy(),
-                wants=[(work.seed, work.want_image, work.want_before) for work in works],
-                parcel=self._store.parcel(lane.base, helper.has),
-            )
+    def _order(self, pending: _Pending) -> "_Order":
+        number, parcel = self._store.parcel(pending.lane.base, self._helper.has)
+        return _Order(
+            number=pending.number,
+            defense=number,
+            options=pending.lane.options,
+            images=[
+                each.numpy() if isinstance(each, Tensor) else each for each in (work.image for work in pending.works)
+            ],
+            wants=[(work.seed, work.want_image, work.want_before) for work in pending.works],
+            parcel=parcel,
         )
 
-    def _collect(
-        self, hands: dict[int, slice], number: int, lane: Lane, works: Sequence[Work], wanted: Wanted | None
-    ) -> Results:
-        """Wait for all helpers; `hands`: which of the images each of them has."""
-        results: list[Answer | Exception | None] = [None] * len(works)
-        failure: Exception | None = None
-        told: Wishes = [True] * len(works)
-        working, replaced = set(hands), set[int]()
-        while working:
-            for hand in self._heard(working):
-                found = self._helpers[hand].receive()
-                if isinstance(found, HelperDied):
-                    self._check_turn()
-                    self._helpers[hand] = _Helper(self.threads)
-                    if hand not in replaced:  # once it may have been anything, twice it is one of the images
-                        replaced.add(hand)
-                        self._order(hand, number, lane, works[hands[hand]])
-                        self._helpers[hand].send((number, told[hands[hand]]))
-                        continue
-                working.discard(hand)
-                if isinstance(found, Exception):
-                    failure = failure or found
-                else:
-                    results[hands[hand]] = found
-            if working and wanted and (wishes := list(wanted())) != told:
-                told = wishes
-                for hand in working:
-                    self._helpers[hand].send((number, wishes[hands[hand]]))
-        if failure is not None:
-            raise failure
-        return cast(Results, results)
+    def _tell(self, pending: _Pending, wishes: Wishes) -> None:
+        if pending.told is not None and pending.number not in self._replies and wishes != pending.told:
+            pending.told = wishes
+            self._helper.send((pending.number, wishes))
 
-    def _heard(self, working: set[int]) -> list[int]:
-        """Who has something to say; waits a little."""
-        by_connection = {self._helpers[hand].connection: hand for hand in working}
-        return [by_connection[cast(Connection, each)] for each in wait(list(by_connection), LOOK_S)]
+    def _receive(self) -> None:
+        try:
+            number, reply = self._helper.receive()
+        except HelperDied as died:
+            self._mourn(died)
+        else:
+            self._file(number, reply)
+        self._send_next()
 
+    def _file(self, number: int, reply: Results | Exception) -> None:
+        self._pending = [pending for pending in self._pending if pending.number != number]
+        self._replies[number] = reply
 
-def _parts(count: int, size: int) -> list[slice]:
-    """How many images each helper gets: as even as can be, but not one each of two, for a lone one is computed twice."""
-    hands = min(size, -(-count // 2))
-    ends = [count * i // hands for i in range(hands + 1)]
-    return [slice(start, end) for start, end in itertools.pairwise(ends)]
+    def _mourn(self, died: HelperDied) -> None:
+        """Replace the helper. Once it may have been anything, twice it is one of the images."""
+        if self._over:
+            raise Superseded("the seat has been given to another thread") from died
+        self._helper = _Helper(self._threads)
+        for pending in [each for each in self._pending if each.told is not None]:
+            pending.told, pending.deaths = None, pending.deaths + 1
+            if pending.deaths > 1:
+                self._file(pending.number, died)
 
 
 class _Store:
-    """Numbers for the defenses and networks that helpers were told of, as long as this process keeps them."""
+    """Numbers for the defenses and networks that helpers were told of, as long as this process keeps them. Thread-safe."""
 
     def __init__(self) -> None:
         self._numbers: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
         self._next = itertools.count()
+        self._lock = threading.Lock()
 
     def number(self, what: Defense | nn.Module) -> int:
         if what not in self._numbers:
             self._numbers[what] = next(self._next)
         return self._numbers[what]
 
-    def parcel(self, defense: Defense, has: set[int]) -> _Parcel:
-        """What who `has` some lacks for this defense; `has` is brought up to date."""
+    def parcel(self, defense: Defense, has: set[int]) -> tuple[int, _Parcel]:
+        """The defense's number, and what who `has` some lacks for it; `has` is brought up to date."""
+        with self._lock:
+            return self.number(defense), self._parcel(defense, has)
+
+    def _parcel(self, defense: Defense, has: set[int]) -> _Parcel:
         forget = frozenset(has - set(self._numbers.values()))
         networks, defenses = dict[int, bytes](), dict[int, bytes]()
         if self.number(defense) not in has:
@@ -263,6 +316,10 @@ class _Unpacker(pickle.Unpickler):
         return self._networks[number]
 
 
+# Processes are started by the threads of several seats, and `multiprocessing` keeps lists of them.
+_starting = threading.Lock()
+
+
 class _Helper:
     """One helper process, seen from here. has: the numbers of what it was sent."""
 
@@ -271,7 +328,9 @@ class _Helper:
         self.connection, theirs = context.Pipe()
         # A daemon: should this process end in a hurry, it doesn't wait for its helpers.
         self._process = context.Process(target=_help, args=(theirs, threads), name="helper", daemon=True)
-        self._process.start()
+        with _starting:
+            _have_server()
+            self._process.start()
         theirs.close()
         self.has: set[int] = set()
 
@@ -282,12 +341,17 @@ class _Helper:
         except OSError:
             log.debug("a helper is gone; who waits for its answer will see", exc_info=True)
 
-    def receive(self) -> Results | Exception:
+    def receive(self) -> tuple[int, Results | Exception]:
+        """The number of an order, and what became of it.
+
+        Raises:
+            HelperDied
+        """
         try:
-            return cast(Results | Exception, pickle.loads(self.connection.recv_bytes()))
-        except (EOFError, OSError):
+            return cast(tuple[int, Results | Exception], pickle.loads(self.connection.recv_bytes()))
+        except (EOFError, OSError) as error:
             self._process.join(1)
-            return HelperDied(f"a helper process ended with {self._process.exitcode}")
+            raise HelperDied(f"a helper process ended with {self._process.exitcode}") from error
 
     def end(self) -> None:
         self._process.kill()
@@ -316,26 +380,41 @@ class _Bench:
         self._connection = connection
         self._networks: dict[int, nn.Module] = {}
         self._defenses: dict[int, Defense] = {}
-        self._wishes: Wishes = []
+        self._wishes: dict[int, Wishes] = {}  # of the batch that runs and, between two of its steps, of its guest
 
     def work(self) -> None:
-        """Wait for an order and carry it out."""
-        order = pickle.loads(self._connection.recv_bytes())
-        if not isinstance(order, _Order):
-            return  # wishes for a batch that is done
+        """Wait for a message and do what it says."""
+        message = pickle.loads(self._connection.recv_bytes())
+        if isinstance(message, _Order):
+            self._carry_out(message)
+        else:
+            number, wishes = message
+            if number in self._wishes:  # else it is done already
+                self._wishes[number] = wishes
+
+    def _carry_out(self, order: _Order) -> None:
+        self._wishes[order.number] = [True] * len(order.wants)
         try:
-            reply: Results | Exception = self._carry_out(order)
+            reply: Results | Exception = self._run(order)
         except Exception as error:  # the border of the batch: the service decides what becomes of it
             reply = _told(error)
-        self._connection.send_bytes(pickle.dumps(reply, pickle.HIGHEST_PROTOCOL))
+        del self._wishes[order.number]
+        self._connection.send_bytes(pickle.dumps((order.number, reply), pickle.HIGHEST_PROTOCOL))
 
-    def _carry_out(self, order: _Order) -> Results:
+    def _run(self, order: _Order) -> Results:
         self._unpack(order.parcel)
-        images = torch.from_numpy(order.images)
+        images = [each if isinstance(each, File) else torch.from_numpy(each) for each in order.images]
         works = [Work(image, *wants) for image, wants in zip(images, order.wants, strict=True)]
-        lane = Lane.of(self._defenses[order.defense], order.options, images.shape[1:])
-        self._wishes = [True] * len(works)
-        return run_batch(lane, works, lambda: self._wanted(order.number))
+        defense = self._defenses[order.defense]
+        spec = defense.card.input
+        lane = Lane.of(defense, order.options, (spec.channels, spec.height, spec.width))
+        return run_files(lane, works, lambda: self._wanted(order.number))
+
+    def _wanted(self, number: int) -> Wishes:
+        """Between two steps of a batch: hear what has changed, and run the guests that came."""
+        while self._connection.poll():
+            self.work()
+        return self._wishes[number]
 
     def _unpack(self, parcel: _Parcel) -> None:
         for number in parcel.forget:
@@ -343,13 +422,6 @@ class _Bench:
             self._defenses.pop(number, None)
         self._networks |= {number: pickle.loads(data) for number, data in parcel.networks.items()}
         self._defenses |= {number: _Unpacker(data, self._networks).load() for number, data in parcel.defenses.items()}
-
-    def _wanted(self, number: int) -> Wishes:
-        while self._connection.poll():
-            of, wishes = pickle.loads(self._connection.recv_bytes())
-            if of == number:
-                self._wishes = wishes
-        return self._wishes
 
 
 def _told(error: Exception) -> Exception:

@@ -15,6 +15,7 @@ import io
 import struct
 import zlib
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -50,6 +51,8 @@ _SCAN = b"\xff\xda"
 # A PNG of so many bytes and pixels, without parts that unpack to much more, takes some 0.1 ms.
 QUICK_BYTES, QUICK_PIXELS = 4096, 64 * 64
 _PNG = b"\x89PNG\r\n\x1a\n"
+_SMALL = _PNG + b"\x00\x00\x00\x0dIHDR"  # then come width and height
+_HEADER = len(_SMALL) + 8
 _UNPACKED = (b"zTXt", b"iTXt", b"iCCP", b"acTL", b"eXIf")
 
 _OURS = {_PNG: "PNG", b"\xff\xd8\xff": "JPEG", b"RIFF": "WEBP"}
@@ -103,9 +106,26 @@ def decode(
     return fit(image, spec)
 
 
-def is_quick(data: bytes) -> bool:
-    """Whether `decode` with at most `QUICK_PIXELS` is sure to be quick, so that no thread is needed."""
-    return len(data) <= QUICK_BYTES and data.startswith(_PNG) and not any(name in data for name in _UNPACKED)
+@dataclass(frozen=True)
+class File:
+    """An image file that is decoded later, and what it may be: see `decode`."""
+
+    data: bytes
+    max_pixels: int
+    max_side: int = MAX_SIDE
+    formats: tuple[str, ...] = FORMATS
+
+    def decode(self, spec: InputSpec) -> Tensor:
+        """See `decode`."""
+        return decode(self.data, spec, self.max_pixels, max_side=self.max_side, formats=self.formats)
+
+    def is_quick(self) -> bool:
+        """Whether decoding it is sure to be quick, so that it needs no thread of its own and no time limit."""
+        data = self.data
+        if not _HEADER <= len(data) <= QUICK_BYTES or not data.startswith(_SMALL) or data.count(b"IHDR") != 1:
+            return False
+        width, height = struct.unpack_from(">II", data, len(_SMALL))
+        return width * height <= QUICK_PIXELS and not any(name in data for name in _UNPACKED)
 
 
 def fit(image: Tensor, spec: InputSpec) -> Tensor:

@@ -17,14 +17,15 @@ from models.catalog import Catalog, Defense, Offer
 from models.catalog import UnknownName as NotInCatalog
 from models.checkpoint import CheckpointError
 from models.purifiers import Options
-from service import errors, worker
-from service.crew import crew_of
-from service.decode import QUICK_PIXELS, decode, is_quick
+from service import desk, errors
+from service.crew import seats
+from service.decode import File
 from service.lanes import Done, Entry, Expired, Limits, QueueFull
-from service.pipeline import Answer, Lane, Work, freed_memory, run_batch
+from service.pipeline import Answer, Lane, Work, freed_memory
 from service.settings import Settings
-from service.threads import CORES, ThreadPool, TooLong, use_cores
+from service.threads import ThreadPool, TooLong, use_cores
 from service.votes import Prediction, predictions
+from service.worker import BatchWorker
 
 log = logging.getLogger(__name__)
 R = TypeVar("R")
@@ -34,6 +35,9 @@ WARMING = 3
 
 # Between probes of a device in trouble, and what clients are told to wait meanwhile.
 PROBE_S = 5.0
+
+# The longest batch that is let in between two steps of another one, as a share of the longest that there is.
+GUEST = 1 / 8
 
 # A seed that JSON readers with 64-bit floats (JavaScript) keep exactly.
 SEED_LIMIT = 2**53
@@ -99,7 +103,7 @@ class Engine:
     """Answers images. Made and used in one event loop; everything that computes runs in threads."""
 
     def __init__(
-        self, settings: Settings, catalog: Catalog | None = None, observer: worker.Observer[Lane] | None = None
+        self, settings: Settings, catalog: Catalog | None = None, observer: desk.Observer[Lane] | None = None
     ) -> None:
         self.settings = settings
         self._catalog = catalog
@@ -107,25 +111,23 @@ class Engine:
         self._waits_for: str | None = "the catalog is not loaded yet"
         self._nurse: asyncio.Task[None] | None = None
         self._threads = ThreadPool(settings.decode_threads)
+        places = seats(settings)
         limits: Limits[Lane] = Limits(
             batch_items=settings.max_batch_size,
             batch_s=settings.max_batch_ms / 1000,
+            guest_s=settings.max_batch_ms / 1000 * GUEST,
             wait_s=settings.max_wait_ms / 1000,
+            seats=len(places),
             queue_items=settings.queue_limit_images,
             queue_s=settings.queue_limit_ms / 1000,
             group=lambda lane: lane.group,
             units=lambda lane: lane.units,
             retired=lambda lane: self._catalog is not None and not self._catalog.serves(lane.defense),
         )
-        care = worker.Care(freed_memory, hang_s=settings.hang_timeout_ms / 1000)
-        self._crew = crew_of(settings)
-        self._worker: worker.BatchWorker[Lane, Work, Answer] = worker.BatchWorker(
-            self._crew.run if self._crew else run_batch,
-            limits,
-            care=care,
-            observer=observer,
-            name="device",
-            begin=self._crew.begin if self._crew else lambda: use_cores(settings.threads or CORES),
+        care = desk.Care(freed_memory, hang_s=settings.hang_timeout_ms / 1000)
+        self._decode_later = all(place.decodes for place in places)
+        self._worker: BatchWorker[Lane, Work, Answer] = BatchWorker(
+            places, limits, care=care, observer=observer, name="device"
         )
 
     def start(self) -> None:
@@ -162,8 +164,6 @@ class Engine:
             self._nurse.cancel()
             await asyncio.gather(self._nurse, return_exceptions=True)
         await to_thread.run_sync(self._worker.close, self.settings.timeout_ms / 1000)
-        if self._crew:
-            self._crew.close()
         self._threads.close()
 
     def unready(self) -> str | None:
@@ -275,9 +275,9 @@ class Engine:
             raise errors.DeadlineExceeded(deadline.timeout_ms if deadline else self.settings.timeout_ms) from error
         except QueueFull as full:
             raise errors.QueueFull(str(full), full.retry_after_s, self.settings.shed_status) from full
-        except worker.OutOfMemory as error:
+        except desk.OutOfMemory as error:
             raise errors.OutOfMemory(str(error), retry_after_s=PROBE_S) from error
-        except worker.Stopped as stopped:
+        except desk.Stopped as stopped:
             raise errors.NotReady(str(stopped), retry_after_s=PROBE_S) from stopped
         except Exception as error:  # the border of the image: the caller gets an id, the log gets the rest
             raise errors.Internal from error
@@ -294,7 +294,7 @@ class Engine:
         return await self.in_thread(lambda: catalog.load(offer))
 
     async def _answer(self, data: bytes | Tensor, ask: Ask, deadline: Deadline) -> Served:
-        image, decode_ms = (data, 0.0) if isinstance(data, Tensor) else await self._decode(data, ask.offer)
+        image, decode_ms = (data, 0.0) if isinstance(data, Tensor) else await self._opened(data, ask)
         seed = secrets.randbelow(SEED_LIMIT) if ask.seed is None else ask.seed
         works = [
             Work(image, (seed + vote) % SEED_LIMIT, ask.want_image and vote == 0, self.settings.reveal_unpurified)
@@ -314,24 +314,23 @@ class Engine:
             predictions=ranked([each.value.probabilities for each in done]),
             before=None if first.value.before is None else ranked([first.value.before]),
             answer=first.value,
-            decode_ms=decode_ms,
+            decode_ms=decode_ms + first.value.decode_ms,
             queue_ms=first.queue_ms,
             batch_size=first.batch_size,
         )
 
-    async def _decode(self, data: bytes, offer: Offer) -> tuple[Tensor, float]:
-        """The image, and the ms it took."""
-        settings = self.settings
+    async def _opened(self, data: bytes, ask: Ask) -> tuple[Tensor | File, float]:
+        """The image, and the ms it took; or the file of one that is quick to decode, which a helper does beside its batch."""
+        settings, spec = self.settings, ask.offer.card.input
+        file = File(data, settings.max_pixels, settings.max_side, settings.formats)
 
-        def call(max_pixels: int = settings.max_pixels) -> tuple[Tensor, float]:
+        def call() -> tuple[Tensor, float]:
             started = time.perf_counter()
-            spec, side = offer.card.input, settings.max_side
-            image = decode(data, spec, max_pixels, max_side=side, formats=settings.formats)
-            return image, 1000 * (time.perf_counter() - started)
+            return file.decode(spec), 1000 * (time.perf_counter() - started)
 
-        if is_quick(data):  # the way to a thread and back would take longer
-            with suppress(errors.TooManyPixels):
-                return call(min(QUICK_PIXELS, settings.max_pixels))
+        if file.is_quick():
+            # A vote each would decode it again.
+            return (file, 0.0) if self._decode_later and ask.votes == 1 else call()
         try:
             return await self._threads.run(call, settings.decode_timeout_ms / 1000)
         except TooLong as error:
@@ -345,10 +344,16 @@ class Engine:
             for work in works:
                 # One by one: a refusal leaves some to withdraw.
                 entries.append(self._worker.submit(lane, work, deadline, hurry_at))
-            return await asyncio.gather(*(asyncio.wrap_future(entry.future) for entry in entries))
+            return await self._outcomes(entries)
         finally:
             for entry in entries:
                 entry.withdraw()  # changes nothing for those that are done
+
+    @staticmethod
+    async def _outcomes(entries: Sequence[Entry[Work, Answer]]) -> list[Done[Answer]]:
+        if len(entries) == 1:  # as almost always: `gather` would make two more objects and a turn of the loop
+            return [await asyncio.wrap_future(entries[0].future)]
+        return await asyncio.gather(*(asyncio.wrap_future(entry.future) for entry in entries))
 
     async def warm(self, offer: Offer) -> Answer:
         """Run a combination once, as requests will; `offer` may be of a catalog that isn't served yet.
@@ -359,9 +364,8 @@ class Engine:
         ask = await self.ask(offer, Options())
         # Noise, not a plain grey: a purifier that skips what looks clean would leave its gradients cold.
         image = torch.rand(ask.lane.shape, generator=torch.Generator().manual_seed(0))
-        # Lone images go to one helper after the other.
-        done = await self._run(ask.lane, [Work(image, seed=0)] * (self._crew.size if self._crew else 1))
-        return done[0].value
+        entries = self._worker.submit_to_each(ask.lane, Work(image, seed=0))
+        return (await self._outcomes(entries))[0].value
 
     async def _probe_while_in_trouble(self) -> None:
         """Nobody sends requests to a service that is not ready, so it has to find out itself whether it is again."""

@@ -66,6 +66,10 @@ class Problem(Exception):
         super().__init__(detail)
         self.detail, self.members = detail, members
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Helper processes send them; what a class's own `__init__` takes is not kept."""
+        return _rebuilt, (type(self), self.args, vars(self))
+
     def headers(self) -> dict[str, str]:
         """Header fields that go with it."""
         return {}
@@ -82,6 +86,12 @@ class Problem(Exception):
             "request_id": request_id,
             **self.members,
         }
+
+
+def _rebuilt(kind: type[Problem], arguments: tuple[Any, ...], attributes: dict[str, Any]) -> Problem:
+    problem = kind.__new__(kind, *arguments)
+    vars(problem).update(attributes)
+    return problem
 
 
 class BadBody(Problem):

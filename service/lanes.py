@@ -11,6 +11,7 @@ from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
 from math import inf
+from statistics import median
 from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
@@ -95,21 +96,33 @@ class Entry(Generic[T, R]):
 class Limits(Generic[K]):
     """How much may run at once and how much may wait.
 
-    batch_items, batch_s: the most items of a batch, and how long it should take. wait_s: how long an idle worker waits for
-    company. queue_items: the most that may wait in all. queue_s: how much work may wait, in expected seconds; where several
-    groups wait, each may fill its even share. group: what a lane belongs to. units: what an item of a lane costs compared with
-    others, to guess its time before one has run. retired: whether nothing will come for a lane any more, so that it is not
-    remembered once it is empty.
+    batch_items, batch_s: the most items of a batch, and how long it should take. guest_s: how long a batch may take that is let
+    in between two steps of another one, which must be at least twice as long itself; 0 lets none in. wait_s: how long an idle
+    worker waits for company. seats: batches that run at the same time. queue_items: the most that may wait in all. queue_s: how
+    much work may wait, by the seconds until it is done; where several groups wait, each may fill its even share. group: what a
+    lane belongs to. units: what an item of a lane costs compared with others, to guess its time before one has run. retired:
+    whether nothing will come for a lane any more, so that it is not remembered once it is empty.
     """
 
     batch_items: int
     queue_items: int
     batch_s: float = inf
+    guest_s: float = 0.0
     wait_s: float = 0.0
+    seats: int = 1
     queue_s: float = inf
     group: Callable[[K], Hashable] = lambda key: key
     units: Callable[[K], float] = lambda key: 1.0
     retired: Callable[[K], bool] = lambda key: False
+
+
+@dataclass(frozen=True, eq=False)
+class Batch(Generic[K, T, R]):
+    """Entries that go together. charged_s: what its group was charged for it in advance, the time that it should take."""
+
+    lane: K
+    entries: list[Entry[T, R]]
+    charged_s: float
 
 
 @dataclass(eq=False)
@@ -121,6 +134,7 @@ class _Lane(Generic[T, R]):
     recent_s: "deque[float]" = field(
         default_factory=lambda: deque(maxlen=RECENT)
     )  # time of an item in its last batches
+    item_s: float | None = None  # what an item should take, once that is known
 
 
 class Lanes(Generic[K, T, R]):
@@ -170,27 +184,52 @@ class Lanes(Generic[K, T, R]):
         """When the next lane is due; None where nothing waits."""
         return min((self._due_at(lane) for _, lane in self._busy()), default=None)
 
-    def take(self, key: K, now: float) -> list[Entry[T, R]]:
-        """A batch of this lane; empty if nobody waits for any of it any more.
+    def pick_guest(self, host: Batch[K, T, R], now: float) -> K | None:
+        """The lane to let in between two steps of `host`: due, quick, and of a group that was served less; None for none.
 
-        From here on the entries' futures are running: their callers can leave, but can't cancel them.
+        A batch that is short itself is not interrupted: it would only end later.
+        """
+        limits, own = self._limits, self._limits.group(host.lane)
+        if not limits.guest_s or 0 < host.charged_s < 2 * limits.guest_s:
+            return None
+        due = [
+            (key, lane)
+            for key, lane in self._busy()
+            if self._served_s[lane.group] < self._served_s.get(own, 0.0)
+            and 0 < self._item_s(lane) <= limits.guest_s
+            and self._due_at(lane) <= now
+        ]
+        return (
+            min(due, key=lambda each: (self._served_s[each[1].group], each[1].waiting[0].arrived))[0] if due else None
+        )
+
+    def take(self, key: K, now: float, hands: int = 1, *, guest: bool = False) -> Batch[K, T, R]:
+        """A batch of this lane; without entries if nobody waits for any of it any more.
+
+        hands: how many could take of what waits at this moment, each its even share; but not one item each of two, for a lone one
+        may cost as much as two. From here on the entries' futures are running: their callers can leave, but can't cancel them.
         """
         lane = self._lanes[key]
         self._now_served_s = self._served_s[lane.group]
-        limit, batch = self._batch_limit(lane), list[Entry[T, R]]()
-        while lane.waiting and len(batch) < limit:
+        others = sum(busy is not lane for _, busy in self._busy())
+        share = max(2, -(-len(lane.waiting) // max(1, hands - others)))
+        limit, entries = min(share, self._batch_limit(lane, guest)), list[Entry[T, R]]()
+        while lane.waiting and len(entries) < limit:
             entry = lane.waiting.popleft()
             if entry.stale(now):
                 self._drop(key, entry, now)
             elif entry.future.set_running_or_notify_cancel():
-                batch.append(entry)
-        return batch
+                entries.append(entry)
+        charged_s = len(entries) * self._item_s(lane)
+        self._served_s[lane.group] += charged_s
+        return Batch(key, entries, charged_s)
 
-    def served(self, key: K, seconds: float, items: int) -> None:
-        """Book a batch that ran."""
+    def served(self, key: K, seconds: float, items: int, charged_s: float = 0.0) -> None:
+        """Book a batch that ran; `charged_s` of it is booked already."""
         lane = self._lane(key)
-        self._served_s[lane.group] = self._served_s.get(lane.group, 0.0) + seconds
+        self._served_s[lane.group] = self._served_s.get(lane.group, 0.0) + seconds - charged_s
         lane.recent_s.append(seconds / items)
+        lane.item_s = median(lane.recent_s) if len(lane.recent_s) == RECENT else None
         self._recent_unit_s.append(seconds / items / lane.units)
         self.forget_retired()
 
@@ -204,8 +243,8 @@ class Lanes(Generic[K, T, R]):
         self._lane(key).most = max(1, most)
 
     def expected_s(self) -> float:
-        """How long what waits will take, by what each lane has taken so far."""
-        return sum(len(lane.waiting) * self._item_s(lane) for _, lane in self._busy())
+        """How long what waits will take, by what each lane has taken so far, with all seats at work."""
+        return sum(len(lane.waiting) * self._item_s(lane) for _, lane in self._busy()) / self._limits.seats
 
     def clear(self) -> list[Entry[T, R]]:
         """Take everything."""
@@ -222,10 +261,11 @@ class Lanes(Generic[K, T, R]):
         lane = self._lane(key)
         groups = {busy.group for _, busy in self._busy()} | {lane.group}
         queued_s = sum(len(busy.waiting) * self._item_s(busy) for _, busy in self._busy() if busy.group == lane.group)
-        share_s = limits.queue_s / len(groups)
+        share_s = limits.seats * limits.queue_s / len(groups)
         # What finds its group idle may always wait: else a large request could never be served.
         if queued_s and queued_s + items * self._item_s(lane) > share_s:
-            return QueueFull(f"about {queued_s:.1f} s of work wait for this purifier", queued_s * len(groups))
+            waits_s = queued_s / limits.seats
+            return QueueFull(f"about {waits_s:.1f} s of work wait for this purifier", waits_s * len(groups))
         return None
 
     def _sweep(self, now: float) -> None:
@@ -261,16 +301,17 @@ class Lanes(Generic[K, T, R]):
         return [(key, lane) for key, lane in self._lanes.items() if lane.waiting]
 
     def _item_s(self, lane: _Lane[T, R]) -> float:
-        """What an item should take: the best of the last batches, since a cold start or a batch of one says little.
+        """What an item should take: the median of the last batches.
 
-        A lane that has hardly run yet is also guessed by its units.
+        While there are few, the best of them, since a cold start says little, or what is guessed by the lane's units.
         """
-        guess_s = lane.units * min(self._recent_unit_s, default=0.0)
-        return min(lane.recent_s) if len(lane.recent_s) == RECENT else min([*lane.recent_s, guess_s])
+        if lane.item_s is not None:
+            return lane.item_s
+        return min([*lane.recent_s, lane.units * min(self._recent_unit_s, default=0.0)])
 
-    def _batch_limit(self, lane: _Lane[T, R]) -> int:
-        item_s = self._item_s(lane)
-        in_time = self._limits.batch_s / item_s if item_s else inf
+    def _batch_limit(self, lane: _Lane[T, R], guest: bool = False) -> int:
+        item_s, longest_s = self._item_s(lane), self._limits.guest_s if guest else self._limits.batch_s
+        in_time = longest_s / item_s if item_s else inf
         return max(1, int(min(lane.most, in_time)))
 
     def _due_at(self, lane: _Lane[T, R]) -> float:

@@ -3,15 +3,17 @@
 import gc
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from models.catalog import Defense
 from models.classifiers import Classifier
-from models.purifiers import Options, Purified, Wanted
+from models.purifiers import Options, Purified, Wanted, Wish
+from service.decode import File
+from service.errors import Problem
 
 
 class NotFinite(ArithmeticError):
@@ -66,9 +68,9 @@ class Lane:
 
 @dataclass(frozen=True)
 class Work:
-    """One image (C, H, W) in [0, 1] on the CPU, and what is wanted of it."""
+    """One image (C, H, W) in [0, 1] on the CPU, or its file for `run_files`, and what is wanted of it."""
 
-    image: Tensor
+    image: Tensor | File
     seed: int
     want_image: bool = False
     want_before: bool = False
@@ -94,7 +96,8 @@ class Answer(Change):
 
     probabilities is the softmax (K,) after purification, before the same without it, where it was asked for. image is the
     purified (C, H, W) on the CPU, where it was asked for. purify_ms is the time of the whole batch; classification is in it,
-    because the logits fall out of the purifier's own passes. steps: of a chain, what each of its purifiers did.
+    because the logits fall out of the purifier's own passes. decode_ms: what `run_files` took to decode it. steps: of a chain,
+    what each of its purifiers did.
     """
 
     probabilities: Sequence[float]
@@ -102,7 +105,36 @@ class Answer(Change):
     suspicion: float | None
     purify_ms: float
     image: Tensor | None
+    decode_ms: float = 0.0
     steps: tuple[Change, ...] = ()
+
+
+def run_files(lane: Lane, works: Sequence[Work], wanted: Wanted | None = None) -> list[Answer | Exception]:
+    """`run_batch` for images of which some may be files yet; one that can't be decoded gets the `Problem` that it has."""
+    found = [_decoded(work, lane) for work in works]
+    good = {i: each for i, each in enumerate(found) if not isinstance(each, Problem)}
+
+    def still() -> list[Wish | bool]:
+        wishes = wanted() if wanted else [True] * len(works)
+        return [wishes[i] for i in good]
+
+    answers = run_batch(lane, [work for work, _ in good.values()], still) if good else []
+    told: dict[int, Answer | Exception] = {i: each for i, each in enumerate(found) if isinstance(each, Problem)}
+    for (i, (_, decode_ms)), answer in zip(good.items(), answers, strict=True):
+        told[i] = replace(answer, decode_ms=decode_ms) if isinstance(answer, Answer) else answer
+    return [told[i] for i in range(len(works))]
+
+
+def _decoded(work: Work, lane: Lane) -> tuple[Work, float] | Problem:
+    """With the ms that it took; or what is wrong with the file."""
+    if isinstance(work.image, Tensor):
+        return work, 0.0
+    started = time.perf_counter()
+    try:
+        image = work.image.decode(lane.defense.card.input)
+    except Problem as problem:
+        return problem
+    return replace(work, image=image), 1000 * (time.perf_counter() - started)
 
 
 def run_batch(lane: Lane, works: Sequence[Work], wanted: Wanted | None = None) -> list[Answer | Exception]:
@@ -110,7 +142,7 @@ def run_batch(lane: Lane, works: Sequence[Work], wanted: Wanted | None = None) -
 
     Those that `wanted` no longer names get an answer without meaning.
     """
-    images = torch.stack([work.image for work in works])
+    images = torch.stack([cast(Tensor, work.image) for work in works])
     started = time.perf_counter()
     with torch.no_grad():  # a purifier that needs gradients turns them on for itself
         on_device = images.to(lane.defense.device)

@@ -63,8 +63,8 @@ class Settings(BaseSettings):
         default=None,
         ge=1,
         le=256,
-        description="Processes that share a batch's images on a CPU, each with its part of `threads`; unset is one a core, eight "
-        "at most; 1: the service's own process alone. Fewer suit large networks that are asked one image at a time.",
+        description="Processes that run batches at the same time on a CPU, each with its part of `threads`; unset is one a core, "
+        "eight at most; 1: the service's own process alone. Fewer suit large networks that are asked one image at a time.",
     )
     default_model: str = Field(default="cifar10", description="The model of a request that names none.")
     default_purifier: str | None = Field(
@@ -77,7 +77,8 @@ class Settings(BaseSettings):
         default=250.0,
         gt=0,
         le=3_600_000,
-        description="How long one batch should take, by what the purifier has taken so far; slow purifiers get smaller ones.",
+        description="How long one batch should take, by what the purifier has taken so far; slow purifiers get smaller ones. "
+        "Batches of an eighth of it are let in between two steps of a long one.",
     )
     max_wait_ms: float = Field(
         default=0.0,

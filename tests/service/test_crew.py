@@ -4,7 +4,7 @@ import gc
 import multiprocessing
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,22 +13,40 @@ import torch
 from torch import Tensor
 
 from models.catalog import Catalog
-from models.purifiers import Options
-from service import crew as crew_module
-from service.crew import Crew, HelperDied, Superseded
+from models.purifiers import Options, Wanted, Wish
+from service import crew
+from service.crew import Hand, HelperDied, Here, Superseded
+from service.decode import File
+from service.errors import NotAnImage
 from service.pipeline import Answer, Lane, Work, run_batch
 from service.settings import Settings
 from service.threads import use_cores
 
 LONG = 1000  # steps that nobody waits for: several seconds
 
+Run = Callable[..., Sequence[Answer | Exception]]
+
+
+def running(hand: Hand) -> Run:
+    """How its batches run, by default for callers who wait, and without guests."""
+    ordered = hand.begin()
+
+    def run(
+        lane: Lane,
+        asked: Sequence[Work],
+        wanted: Wanted | None = None,
+        meanwhile: Callable[[], None] = lambda: None,
+    ) -> Sequence[Answer | Exception]:
+        return ordered(lane, asked, wanted or (lambda: [True] * len(asked)), meanwhile)
+
+    return run
+
 
 @pytest.fixture(scope="module")
-def crew() -> Iterator[Crew]:
-    made = Crew(2)
-    made.begin()
-    yield made
-    made.close()
+def run() -> Iterator[Run]:
+    hand = Hand(crew._Store(), 1)
+    yield running(hand)
+    hand.close()
 
 
 @pytest.fixture(autouse=True)
@@ -42,18 +60,17 @@ def _one_thread_as_a_helper_has() -> Iterator[None]:
 @pytest.mark.parametrize(
     ("settings", "made"),
     [
-        ({"threads": 1, "processes": None}, None),
-        ({"threads": 4, "processes": 1}, None),
-        ({"threads": 4, "processes": None, "device": "cuda"}, None),
-        ({"threads": 4, "processes": None}, (4, 1)),
-        ({"threads": 64, "processes": None}, (8, 8)),
-        ({"threads": 6, "processes": 2}, (2, 3)),
-        ({"threads": 2, "processes": 4}, (4, 1)),
+        ({"threads": 1, "processes": None}, [(Here, 1)]),
+        ({"threads": 4, "processes": 1}, [(Here, 4)]),
+        ({"threads": 4, "processes": None, "device": "cuda"}, [(Here, 4)]),
+        ({"threads": 4, "processes": None}, [(Hand, 1)] * 4),
+        ({"threads": 64, "processes": None}, [(Hand, 8)] * 8),
+        ({"threads": 6, "processes": 2}, [(Hand, 3)] * 2),
+        ({"threads": 2, "processes": 4}, [(Hand, 1)] * 4),
     ],
 )
-def test_helpers_are_for_cpus_with_several_cores(settings: dict[str, Any], made: tuple[int, int] | None) -> None:
-    found = crew_module.crew_of(Settings(**settings))
-    assert (found and (found.size, found.threads)) == made
+def test_helpers_are_for_cpus_with_several_cores(settings: dict[str, Any], made: list[tuple[type, int]]) -> None:
+    assert [(type(seat), seat.threads) for seat in crew.seats(Settings(**settings))] == made
 
 
 def works(count: int, **wants: bool) -> list[Work]:
@@ -76,11 +93,11 @@ def plain(answer: Answer | Exception) -> tuple[Answer, Tensor | None]:
     ("purifier", "options"), [("none", {}), ("soap-lc", {}), ("soap-lc", {"steps": 1}), ("soap-lc-random", {})]
 )
 def test_a_batch_gets_the_answers_that_this_process_would_give(
-    crew: Crew, catalog: Catalog, purifier: str, options: dict[str, float], count: int
+    run: Run, catalog: Catalog, purifier: str, options: dict[str, float], count: int
 ) -> None:
     lane = lane_of(catalog, purifier, **options)
     asked = works(count, want_image=True, want_before=True)
-    for theirs, ours in zip(crew.run(lane, asked), run_batch(lane, asked), strict=True):
+    for theirs, ours in zip(run(lane, asked), run_batch(lane, asked), strict=True):
         (told, image), (expected, same) = plain(theirs), plain(ours)
         assert told == expected
         assert image is not None
@@ -88,21 +105,19 @@ def test_a_batch_gets_the_answers_that_this_process_would_give(
         assert torch.equal(image, same)
 
 
-def test_a_batch_is_split_evenly_but_two_images_stay_together() -> None:
-    def sizes(count: int, hands: int) -> list[int]:
-        return [part.stop - part.start for part in crew_module._parts(count, hands)]
-
-    assert [sizes(count, 4) for count in (1, 2, 3, 4, 5, 8, 9, 32)] == [
-        *([1], [2], [1, 2], [2, 2], [1, 2, 2], [2, 2, 2, 2], [2, 2, 2, 3], [8, 8, 8, 8])
-    ]
+def test_files_are_decoded_by_the_helper_and_a_broken_one_fails_alone(run: Run, catalog: Catalog, png: Any) -> None:
+    lane, image = lane_of(catalog, "none"), works(1)[0]
+    good, broken, plain_image = run(lane, [Work(File(png(), 2**20), 0), Work(File(b"broken", 2**20), 0), image])
+    assert isinstance(broken, NotAnImage)
+    assert [isinstance(each, Answer) for each in (good, plain_image)] == [True, True]
 
 
-def test_what_a_helper_raises_is_raised_here_and_says_where_it_was(crew: Crew, catalog: Catalog) -> None:
+def test_what_a_helper_raises_is_raised_here_and_says_where_it_was(run: Run, catalog: Catalog) -> None:
     lane = lane_of(catalog, "none")
     with pytest.raises(RuntimeError) as caught:
-        crew.run(lane, [Work(work.image[:2], 0) for work in works(4)])  # two channels instead of three
+        run(lane, [Work(work.image[:2], 0) for work in works(4)])  # two channels instead of three
     assert any("in a helper process" in note and "pipeline.py" in note for note in caught.value.__notes__)
-    assert len(crew.run(lane, works(4))) == 4
+    assert len(run(lane, works(4))) == 4
 
 
 def kill_helpers() -> None:
@@ -111,14 +126,14 @@ def kill_helpers() -> None:
         each.join()
 
 
-def test_who_dies_is_replaced_and_the_images_are_not_lost(crew: Crew, catalog: Catalog) -> None:
+def test_who_dies_is_replaced_and_the_images_are_not_lost(run: Run, catalog: Catalog) -> None:
     lane = lane_of(catalog, "soap-lc")
-    before = crew.run(lane, works(4))
+    before = run(lane, works(4))
     kill_helpers()
-    assert [plain(each)[0] for each in crew.run(lane, works(4))] == [plain(each)[0] for each in before]
+    assert [plain(each)[0] for each in run(lane, works(4))] == [plain(each)[0] for each in before]
 
 
-def test_images_that_cost_two_helpers_their_lives_are_given_up(crew: Crew, catalog: Catalog) -> None:
+def test_images_that_cost_two_helpers_their_lives_are_given_up(run: Run, catalog: Catalog) -> None:
     done = threading.Event()
 
     def rage() -> None:
@@ -128,13 +143,13 @@ def test_images_that_cost_two_helpers_their_lives_are_given_up(crew: Crew, catal
     raging = threading.Thread(target=rage)
     raging.start()
     with pytest.raises(HelperDied, match="ended with -9"):
-        crew.run(lane_of(catalog, "soap-lc", steps=LONG), works(4))
+        run(lane_of(catalog, "soap-lc", steps=LONG), works(4))
     done.set()
     raging.join()
-    assert len(crew.run(lane_of(catalog, "none"), works(4))) == 4
+    assert len(run(lane_of(catalog, "none"), works(4))) == 4
 
 
-def test_helpers_stop_between_steps_when_nobody_waits_any_more(crew: Crew, catalog: Catalog) -> None:
+def test_helpers_stop_between_steps_when_nobody_waits_any_more(run: Run, catalog: Catalog) -> None:
     asked = 0
 
     def wanted() -> list[bool]:
@@ -142,30 +157,71 @@ def test_helpers_stop_between_steps_when_nobody_waits_any_more(crew: Crew, catal
         asked += 1
         return [asked < 3] * 4
 
-    found = crew.run(lane_of(catalog, "soap-lc", steps=LONG, epsilon=1.0), works(4), wanted)
+    found = run(lane_of(catalog, "soap-lc", steps=LONG, epsilon=1.0), works(4), wanted)
     assert max(each.linf for each in found if isinstance(each, Answer)) < 0.5  # steps are of 4/255
     assert asked >= 3
 
 
-def test_who_is_in_a_hurry_gets_what_has_been_reached_and_neighbours_the_whole(crew: Crew, catalog: Catalog) -> None:
-    hurries = [crew_module.Wish.HURRIES, crew_module.Wish.WAITS]
-    one, other = crew.run(lane_of(catalog, "soap-lc", steps=400), works(2), lambda: hurries)
+def test_who_is_in_a_hurry_gets_what_has_been_reached_and_neighbours_the_whole(run: Run, catalog: Catalog) -> None:
+    hurries = [Wish.HURRIES, Wish.WAITS]
+    one, other = run(lane_of(catalog, "soap-lc", steps=400), works(2), lambda: hurries)
     assert isinstance(one, Answer)
     assert isinstance(other, Answer)
     assert 0 < one.backward_passes < other.backward_passes == 400
 
 
+def test_a_guest_is_run_between_two_steps_and_its_host_goes_on(run: Run, catalog: Catalog) -> None:
+    """Both with the answers that they would get alone."""
+    lane, quick, guests = lane_of(catalog, "soap-lc", steps=40), lane_of(catalog, "none"), list[Any]()
+    alone = run(lane, works(2)), run(quick, works(3))
+
+    def meanwhile() -> None:
+        if len(guests) < 2:
+            guests.append(run(quick, works(3)))
+
+    host = run(lane, works(2), None, meanwhile)
+    assert len(guests) == 2
+    for found, expected in zip([host, *guests], [alone[0], alone[1], alone[1]], strict=True):
+        assert [plain(each) for each in found] == [plain(each) for each in expected]
+
+
+def test_a_guest_that_raises_leaves_its_host_alone(run: Run, catalog: Catalog) -> None:
+    raised = list[RuntimeError]()
+
+    def meanwhile() -> None:
+        if not raised:
+            with pytest.raises(RuntimeError) as caught:
+                run(lane_of(catalog, "none"), [Work(torch.rand(2, 32, 32), 0)])
+            raised.append(caught.value)
+
+    assert len(run(lane_of(catalog, "soap-lc", steps=40), works(2), None, meanwhile)) == 2
+    assert raised
+
+
+def test_a_helper_that_dies_with_a_guest_costs_neither_an_answer(run: Run, catalog: Catalog) -> None:
+    """Tried again one after the other, so that the one whose fault it is dies alone."""
+    guests = list[Any]()
+
+    def meanwhile() -> None:
+        if not guests:
+            kill_helpers()
+            guests.append(run(lane_of(catalog, "none"), works(3)))
+
+    assert len(run(lane_of(catalog, "soap-lc", steps=40), works(2), None, meanwhile)) == 2
+    assert [len(each) for each in guests] == [3]
+
+
 def test_another_thread_takes_over_from_one_that_hangs(catalog: Catalog) -> None:
-    crew, outcome = Crew(2), list[Any]()
+    hand, outcome = Hand(crew._Store(), 1), list[Any]()
     lane = lane_of(catalog, "soap-lc", steps=LONG)
     begun = threading.Event()
 
     def hang() -> None:
-        crew.begin()
+        run = running(hand)
         begun.set()
         for _ in range(2):
             try:
-                outcome.append(crew.run(lane, works(4)))
+                outcome.append(run(lane, works(4)))
             except RuntimeError as error:
                 outcome.append(error)
 
@@ -173,17 +229,28 @@ def test_another_thread_takes_over_from_one_that_hangs(catalog: Catalog) -> None
     old.start()
     assert begun.wait(60)
     time.sleep(0.3)
-    crew.begin()
+    run = running(hand)
     old.join(60)
     assert [type(each) for each in outcome] == [Superseded, Superseded]
-    assert len(crew.run(lane_of(catalog, "none"), works(4))) == 4
-    crew.close()
+    assert len(run(lane_of(catalog, "none"), works(4))) == 4
+    hand.close()
+
+
+def test_in_this_process_guests_come_between_two_steps_too(catalog: Catalog) -> None:
+    run, guests = Here(1).begin(), list[Any]()
+
+    def meanwhile() -> None:
+        if not guests:
+            guests.append(run(lane_of(catalog, "none"), works(3), lambda: [True] * 3, lambda: None))
+
+    host = run(lane_of(catalog, "soap-lc", steps=2), works(2), lambda: [True] * 2, meanwhile)
+    assert [len(each) for each in (host, *guests)] == [2, 3]
 
 
 def test_a_helper_gets_each_network_once_and_forgets_what_is_gone_here(catalog: Catalog) -> None:
-    store, has = crew_module._Store(), set[int]()
+    store, has = crew._Store(), set[int]()
     defenses = [catalog.defense("cifar10", name) for name in ("none", "soap-lc", "soap-rp")]
-    parcels = [store.parcel(defense, has) for defense in [*defenses, *defenses]]
+    parcels = [store.parcel(defense, has)[1] for defense in [*defenses, *defenses]]
     # A frozen network's folded copy aside, all three are on one classifier.
     assert sum(len(parcel.networks) for parcel in parcels[1:]) < len(defenses)
     assert [len(parcel.defenses) for parcel in parcels] == [1, 1, 1, 0, 0, 0]
@@ -192,8 +259,8 @@ def test_a_helper_gets_each_network_once_and_forgets_what_is_gone_here(catalog: 
     store.parcel(short_lived, has)
     del short_lived
     gc.collect()
-    assert store.parcel(defenses[0], has).forget == {number}
-    assert store.parcel(defenses[0], has).forget == frozenset()
+    assert store.parcel(defenses[0], has)[1].forget == {number}
+    assert store.parcel(defenses[0], has)[1].forget == frozenset()
 
 
 class Stubborn(Exception):
@@ -202,6 +269,6 @@ class Stubborn(Exception):
 
 
 def test_an_exception_that_can_not_be_sent_is_told() -> None:
-    told = crew_module._told(Stubborn(1, 2))
+    told = crew._told(Stubborn(1, 2))
     assert (type(told), str(told)) == (RuntimeError, "Stubborn: 1 and 2")
-    assert str(crew_module._told(ValueError("x"))) == "x"
+    assert str(crew._told(ValueError("x"))) == "x"

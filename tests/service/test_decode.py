@@ -11,7 +11,7 @@ from PIL import Image, PngImagePlugin
 from torch.nn import functional as F
 
 from models.checkpoint import InputSpec
-from service.decode import FORMATS, MAX_SCANS, QUICK_BYTES, _Pieces, decode, encode_png, fit, is_quick
+from service.decode import FORMATS, MAX_SCANS, QUICK_BYTES, File, _Pieces, decode, encode_png, fit
 from service.errors import (
     BadBody,
     BrokenImage,
@@ -387,6 +387,10 @@ def test_frames_after_the_first_are_never_read(monkeypatch: pytest.MonkeyPatch) 
     assert len(reads) < 50
 
 
+def is_quick(data: bytes) -> bool:
+    return File(data, LIMIT).is_quick()
+
+
 def test_small_plain_png_is_quick() -> None:
     assert is_quick(file_of(Image.fromarray(noise(32, 32))))
 
@@ -396,6 +400,10 @@ def test_what_could_take_long_is_not_quick() -> None:
     assert not is_quick(file_of(picture, "WEBP"))
     assert not is_quick(file_of(picture, "JPEG"))
     assert not is_quick(file_of(Image.fromarray(noise(64, 64))))  # too many bytes
+    assert not is_quick(file_of(Image.new("RGB", (65, 64))))  # too many pixels
+    twice = file_of(Image.new("RGB", (4, 4)))
+    assert not is_quick(twice + twice[8:])  # the second header would count
+    assert not is_quick(twice[:20])
     texts = PngImagePlugin.PngInfo()
     texts.add_text("bomb", "a" * 100_000, zip=True)
     bomb = file_of(Image.new("RGB", (4, 4)), pnginfo=texts)

@@ -1,4 +1,5 @@
 import inspect
+import pickle
 import re
 
 import pytest
@@ -34,6 +35,16 @@ def test_problem_has_the_members_of_rfc_9457_and_ours() -> None:
         "request_id": "abc",
         "limit": 1000,
     }
+
+
+@pytest.mark.parametrize(
+    "problem", [TooManyPixels((20_000, 20_000), 1000), QueueFull("full", 7.1), HttpProblem(405, "no")]
+)
+def test_a_problem_can_be_sent_to_another_process(problem: Problem) -> None:
+    sent = pickle.loads(pickle.dumps(problem))
+    assert type(sent) is type(problem)
+    assert sent.render("/classify", "abc") == problem.render("/classify", "abc")
+    assert (sent.headers(), str(sent)) == (problem.headers(), str(problem))
 
 
 @pytest.mark.parametrize(("expected_s", "header"), [(0.0, "1"), (0.2, "1"), (7.1, "8")])

@@ -2,15 +2,15 @@ from typing import Any
 
 import pytest
 
-from service.lanes import RECENT, REMEMBERED, Done, Entry, Expired, Lanes, Limits, QueueFull
+from service.lanes import RECENT, REMEMBERED, Batch, Done, Entry, Expired, Lanes, Limits, QueueFull
 
 
 def entry(item: str, arrived: float = 0.0, deadline: float | None = None) -> Entry[str, Any]:
     return Entry(item, arrived, deadline)
 
 
-def names(batch: list[Entry[str, Any]]) -> list[str]:
-    return [each.item for each in batch]
+def names(batch: Batch[str, str, Any]) -> list[str]:
+    return [each.item for each in batch.entries]
 
 
 def lanes_of(*entries: Entry[str, Any], **limits: Any) -> Lanes[str, str, Any]:
@@ -96,10 +96,23 @@ def test_slow_lane_does_not_starve_a_quick_one() -> None:
     for _ in range(33):
         lane = lanes.pick(now=0)
         assert lane is not None
-        lanes.take(lane, now=0)
-        lanes.served(lane, seconds[lane], 1)
+        batch = lanes.take(lane, now=0)
+        lanes.served(lane, seconds[lane], 1, batch.charged_s)
         picked.append(lane)
     assert picked.count("slow") == 3  # the same time for both
+
+
+def test_what_runs_is_charged_in_advance_so_that_another_seat_serves_others() -> None:
+    lanes: Lanes[str, str, Any] = Lanes(Limits(batch_items=1, queue_items=1000, seats=2))
+    for name in ("old", "new"):
+        lanes.served(name, 1.0, 1)
+        lanes.put(name, entry("a"))
+        lanes.put(name, entry("b"))
+    taken = lanes.take("old", now=0)
+    assert lanes.pick(now=0) == "new"
+    lanes.take("new", now=0)
+    lanes.served("old", 0.5, 1, taken.charged_s)  # quicker than it should have been
+    assert lanes.pick(now=0) == "old"
 
 
 def test_idle_time_earns_no_credit() -> None:
@@ -120,7 +133,7 @@ def test_expected_time_is_learned_by_lane() -> None:
     lanes: Lanes[str, str, Any] = Lanes(Limits(batch_items=4, queue_items=1000))
     for item in "abcdef":
         lanes.put("x", entry(item))
-    lanes.served("x", 2.0, len(lanes.take("x", now=0)))
+    lanes.served("x", 2.0, len(lanes.take("x", now=0).entries))
     assert lanes.expected_s() == pytest.approx(1.0)  # two wait, half a second each
 
 
@@ -138,10 +151,10 @@ def test_a_full_queue_is_swept_before_it_refuses() -> None:
 def test_a_batch_is_bounded_by_its_expected_time() -> None:
     lanes = lanes_of(*(entry(str(number)) for number in range(9)), batch_s=1.0)
     lanes.served("x", 0.6, 2)  # 0.3 s each
-    assert len(lanes.take("x", now=0)) == 3
+    assert len(lanes.take("x", now=0).entries) == 3
     for _ in range(RECENT):
         lanes.served("x", 100.0, 1)  # slower than a whole batch may be: one by one
-    assert len(lanes.take("x", now=0)) == 1
+    assert len(lanes.take("x", now=0).entries) == 1
 
 
 def test_work_that_may_wait_is_bounded_in_seconds() -> None:
@@ -187,6 +200,81 @@ def test_lanes_of_a_group_share_its_time_and_its_room() -> None:
         lanes.check_room("slow:new", 1, now=0)
 
 
+def sizes(waiting: int, hands: int, *others: str, **limits: Any) -> list[int]:
+    """What so many hands take of a lane, one after the other."""
+    lanes = lanes_of(*(entry(str(number)) for number in range(waiting)), **limits)
+    for other in others:
+        lanes.put(other, entry("other"))
+    return [len(lanes.take("x", 0, left).entries) for left in range(hands, 0, -1)]
+
+
+def test_hands_that_could_take_now_share_what_waits_but_two_items_stay_together() -> None:
+    assert sizes(8, 2) == [4, 4]
+    assert sizes(7, 3) == [3, 2, 2]
+    assert sizes(2, 2) == [2, 0]
+    assert sizes(3, 2) == [2, 1]
+    assert sizes(40, 2) == [8, 8]  # the limit
+    assert sizes(8, 2, "y") == [8, 0]  # the other hand has something else to take
+
+
+def test_work_that_may_wait_counts_all_seats() -> None:
+    lanes = lanes_of(*(entry(str(number)) for number in range(8)), queue_s=2.0, seats=2)
+    lanes.served("x", 0.5, 1)  # 4 s wait, for two
+    assert lanes.expected_s() == pytest.approx(2.0)
+    with pytest.raises(QueueFull, match=r"about 2\.0 s of work wait") as refusal:
+        lanes.check_room("x", 1, now=0)
+    assert refusal.value.retry_after_s == pytest.approx(2.0)
+
+
+def hosted(
+    guest_s: float = 0.1, item_s: float = 0.02, host_s: float = 1.0
+) -> tuple[Lanes[str, str, Any], Batch[str, str, Any]]:
+    """A batch of "host" that should take `host_s`, and 8 items of "guest" that came meanwhile."""
+    units = {"guest": item_s, "host": host_s}
+    lanes: Lanes[str, str, Any] = Lanes(
+        Limits(batch_items=8, queue_items=1000, guest_s=guest_s, units=units.__getitem__)
+    )
+    lanes.served("guest", item_s, 1)
+    lanes.served("host", host_s, 1)
+    lanes.put("host", entry("h"))
+    batch = lanes.take("host", now=0)
+    for number in range(8):
+        lanes.put("guest", entry(str(number)))
+    return lanes, batch
+
+
+def test_a_quick_lane_that_was_served_less_may_come_between_and_takes_no_more_than_its_time() -> None:
+    lanes, host = hosted()
+    assert lanes.pick_guest(host, now=0) == "guest"
+    assert len(lanes.take("guest", now=0, guest=True).entries) == 5  # of 0.02 s each, in 0.1 s
+
+
+@pytest.mark.parametrize("odd", [{"guest_s": 0.0}, {"item_s": 0.2}, {"host_s": 0.1}])
+def test_nobody_comes_between_where_that_is_off_or_takes_long_or_the_host_is_short(odd: dict[str, float]) -> None:
+    lanes, host = hosted(**odd)
+    assert lanes.pick_guest(host, now=0) is None
+
+
+def test_guests_get_no_more_time_than_their_host() -> None:
+    lanes, host = hosted()
+    lanes.served("guest", 0.9, 45)
+    assert lanes.pick_guest(host, now=0) == "guest"
+    lanes.served("guest", 0.2, 10)
+    assert lanes.pick_guest(host, now=0) is None
+
+
+def test_lanes_of_the_hosts_own_group_wait() -> None:
+    lanes: Lanes[str, str, Any] = Lanes(
+        Limits(batch_items=8, queue_items=1000, guest_s=0.1, group=lambda key: key.split(":")[0])
+    )
+    lanes.served("x:a", 0.01, 1)
+    lanes.served("x:b", 1.0, 1)
+    lanes.put("x:b", entry("host"))
+    host = lanes.take("x:b", now=0)
+    lanes.put("x:a", entry("guest"))
+    assert lanes.pick_guest(host, now=0) is None
+
+
 def test_an_unknown_lane_is_guessed_by_its_units() -> None:
     lanes: Lanes[str, str, Any] = Lanes(
         Limits(batch_items=8, queue_items=1000, units=lambda key: 10.0 if key == "slow" else 1.0)
@@ -203,15 +291,17 @@ def test_one_slow_batch_does_not_change_what_is_expected() -> None:
     assert lanes.expected_s() == pytest.approx(0.1)
     for _ in range(RECENT):
         lanes.served("x", 0.5, 1)
+    lanes.served("x", 9.0, 1)
+    lanes.served("x", 0.1, 1)
     assert lanes.expected_s() == pytest.approx(0.5)
 
 
 def test_a_shrunk_lane_takes_smaller_batches() -> None:
     lanes = lanes_of(*(entry(str(number)) for number in range(8)))
     lanes.shrink("x", 3)
-    assert len(lanes.take("x", now=0)) == 3
+    assert len(lanes.take("x", now=0).entries) == 3
     lanes.shrink("x", 0)
-    assert len(lanes.take("x", now=0)) == 1
+    assert len(lanes.take("x", now=0).entries) == 1
 
 
 def test_empty_lanes_are_forgotten_in_the_end_and_busy_ones_never() -> None:

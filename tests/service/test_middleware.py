@@ -22,7 +22,7 @@ def test_one_line_a_request_and_one_a_batch(api: Any, png: Any, caplog: pytest.L
         while "batch lane" not in caplog.text:  # the worker answers first and logs then
             time.sleep(0.001)
     requests = [each.getMessage() for each in caplog.records if each.name == "service.middleware"]
-    batches = [each.getMessage() for each in caplog.records if each.name == "service.worker"]
+    batches = [each.getMessage() for each in caplog.records if each.name == "service.desk"]
     assert len(requests) == len(batches) == 1
     assert "request request_id=line method=POST path=/classify route=/classify status=200 outcome=ok ms=" in requests[0]
     for fact in ("model=cifar10", "purifier=none", "batch_size=1", "queue_ms=", "purify_ms="):

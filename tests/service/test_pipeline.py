@@ -1,12 +1,15 @@
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from models.catalog import Catalog
-from models.purifiers import Options, Purified
-from service.pipeline import Answer, Lane, NotFinite, Work, freed_memory, run_batch
+from models.purifiers import Options, Purified, Wish
+from service.decode import File, decode
+from service.errors import BrokenImage, NotAnImage, TooManyPixels
+from service.pipeline import Answer, Lane, NotFinite, Work, freed_memory, run_batch, run_files
 
 
 def images(n: int) -> Tensor:
@@ -108,3 +111,37 @@ def test_lanes_of_the_same_names_and_shape_are_the_same(catalog: Catalog) -> Non
     assert lane_of(catalog, "soap-lc", steps=3) != lane_of(catalog, "soap-lc")
     assert lane_of(catalog, "soap-lc", steps=3).group == lane_of(catalog, "soap-lc").group
     assert lane != replace(lane, weights_sha256="0" * 64)  # the same names after a swap
+
+
+def test_a_file_that_cannot_be_decoded_fails_alone(catalog: Catalog, png: Any) -> None:
+    lane, x = lane_of(catalog, "soap-lc"), images(1)
+    works = [
+        Work(File(png(), 2**20), 0),
+        Work(File(png()[:60], 2**20), 0),
+        Work(File(png(), 10), 0),
+        Work(x[0], 0),
+    ]
+    first, broken, large, last = run_files(lane, works)
+    assert [type(each) for each in (broken, large)] == [BrokenImage, TooManyPixels]
+    image = decode(png(), lane.defense.card.input, 2**20)
+    for found, expected in ((first, run_batch(lane, [Work(image, 0)])[0]), (last, run_batch(lane, works[3:])[0])):
+        assert isinstance(found, Answer)
+        assert isinstance(expected, Answer)
+        assert found.probabilities == expected.probabilities
+        assert found.linf == expected.linf
+    assert isinstance(first, Answer)
+    assert first.decode_ms > 0
+
+
+def test_where_no_file_can_be_decoded_nothing_runs(catalog: Catalog) -> None:
+    (found,) = run_files(lane_of(catalog, "none"), [Work(File(b"nothing", 2**20), 0)])
+    assert isinstance(found, NotAnImage)
+
+
+def test_wishes_are_those_of_the_images_that_are_left(catalog: Catalog, png: Any) -> None:
+    works = [Work(File(b"broken", 2**20), 0), *(Work(image, 0) for image in images(2))]
+    hurries = [Wish.WAITS, Wish.HURRIES, Wish.WAITS]
+    _, one, other = run_files(lane_of(catalog, "soap-lc", steps=5), works, lambda: hurries)
+    assert isinstance(one, Answer)
+    assert isinstance(other, Answer)
+    assert one.backward_passes < other.backward_passes

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from models.catalog import Catalog
-from service import engine
+from service import decode as decoding
 from service.decode import decode
 from service.settings import Settings
 
@@ -29,7 +29,7 @@ class SlowDecode:
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[SlowDecode]:
     found = SlowDecode()
-    monkeypatch.setattr(engine, "decode", found)
+    monkeypatch.setattr(decoding, "decode", found)
     yield found
     found.released.set()
 

@@ -1,13 +1,14 @@
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import CancelledError, wait
+from concurrent.futures import CancelledError, Future, wait
 
 import pytest
 
 from models.purifiers import Wish
-from service.lanes import Expired, Limits, QueueFull
-from service.worker import BatchWorker, Care, OutOfMemory, Silent, Stopped
+from service.desk import Care, OutOfMemory, Silent, Stopped
+from service.lanes import Done, Expired, Limits, QueueFull
+from service.worker import BatchWorker
 
 
 class Gate:
@@ -22,7 +23,7 @@ class Gate:
 
 
 class Device:
-    """Answers "lane:item", notes its batches; items can be made to raise or to kill."""
+    """A seat. Answers "lane:item", notes its batches; items can be made to raise or to kill."""
 
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
@@ -30,7 +31,14 @@ class Device:
         self.gate: Gate | None = None
         self.room = 1000
 
-    def __call__(self, lane: str, items: Sequence[str], wanted: Callable[[], list[bool]]) -> list[str | Exception]:
+    def begin(self) -> "Device":
+        return self
+
+    def close(self) -> None: ...
+
+    def __call__(
+        self, lane: str, items: Sequence[str], wanted: Callable[[], list[bool]], meanwhile: Callable[[], None]
+    ) -> list[str | Exception]:
         self.batches.append(list(items))
         if len(items) > self.room or "huge" in items:
             raise MemoryError
@@ -87,7 +95,7 @@ def make(device: Device, notes: Notes) -> Iterator[Make]:
 
     def build(care: dict[str, object] | None = None, **limits: float) -> BatchWorker[str, str, str]:
         worker: BatchWorker[str, str, str] = BatchWorker(
-            device,
+            [device],
             Limits(**{"batch_items": 8, "queue_items": 100, **limits}),
             care=Care(**{**CARE, **(care or {})}),
             observer=notes,
@@ -139,7 +147,11 @@ def test_exception_in_the_results_is_that_items_alone(held: BatchWorker[str, str
 
 
 def test_wrong_number_of_results_is_an_error_not_a_mix_up() -> None:
-    worker: BatchWorker[str, str, str] = BatchWorker(lambda lane, items, wanted: [], Limits(8, 8))
+    class Forgetful(Device):
+        def __call__(self, *order: object) -> list[str | Exception]:  # type: ignore[override]
+            return []
+
+    worker: BatchWorker[str, str, str] = BatchWorker([Forgetful()], Limits(8, 8))
     worker.start()
     with pytest.raises(RuntimeError, match="0 results for 1 items"):
         worker.submit("x", "a").future.result(5)
@@ -257,7 +269,7 @@ def test_pauses_between_lives_get_longer_and_stop_at_their_bound(make: Make, not
         assert notes.restarts.acquire(timeout=5)
     said = [record.message for record in caplog.records if "starts in" in record.message]
     assert [line.split("starts in ")[1] for line in said] == ["0.001 s", "0.002 s", "0.004 s", "0.004 s"]
-    assert worker._watchman.is_alive()
+    assert worker._desks[0]._watchman.is_alive()
 
 
 def test_a_hung_batch_is_given_up_and_its_late_answers_go_nowhere(device: Device, make: Make, notes: Notes) -> None:
@@ -340,7 +352,7 @@ def test_item_that_kills_the_thread_gets_an_answer_too(make: Make) -> None:
 
 
 def test_worker_that_was_never_started_takes_nothing(device: Device) -> None:
-    worker: BatchWorker[str, str, str] = BatchWorker(device, Limits(1, 1))
+    worker: BatchWorker[str, str, str] = BatchWorker([device], Limits(1, 1))
     assert worker.trouble() == "the worker has not been started"
     with pytest.raises(Stopped):
         worker.submit("x", "a")
@@ -365,27 +377,204 @@ def test_many_threads_each_get_their_own_answer(make: Make) -> None:
     assert len(answers) == 400
 
 
+class Beginning(Device):
+    """Notes when a thread takes its seat."""
+
+    def begin(self) -> Device:
+        self.batches.append(["begin"])
+        return self
+
+
 def test_each_thread_begins_before_its_first_batch() -> None:
-    began: list[str] = []
-
-    def run(lane: str, items: Sequence[str], wanted: object) -> list[str]:
-        began.append("batch")
-        if items == ["die"]:
-            raise SystemExit
-        return list(items)
-
-    care = Care(pause_s=0.01)
-    worker: BatchWorker[str, str, str] = BatchWorker(
-        run, Limits(batch_items=1, queue_items=9), care=care, begin=lambda: began.append("begin")
-    )
+    seat = Beginning()
+    worker: BatchWorker[str, str, str] = BatchWorker([seat], Limits(1, 9), care=Care(pause_s=0.01))
     worker.start()
     try:
-        assert worker.submit("a", "one").future.result(5).value == "one"
+        assert worker.submit("a", "one").future.result(5).value == "a:one"
         with pytest.raises(Stopped):
-            worker.submit("a", "die").future.result(5)
+            worker.submit("a", "fatal").future.result(5)
         while worker.trouble():
             time.sleep(0.01)
-        assert worker.submit("a", "two").future.result(5).value == "two"
+        assert worker.submit("a", "two").future.result(5).value == "a:two"
     finally:
         worker.close(5)
-    assert began == ["begin", "batch", "batch", "begin", "batch"]
+    assert seat.batches == [["begin"], ["one"], ["fatal"], ["begin"], ["two"]]
+
+
+class Pair:
+    """A worker with two seats. Each holds in a batch with "hold" in it."""
+
+    def __init__(self, notes: Notes, **limits: float) -> None:
+        self.devices = [Device(), Device()]
+        for device in self.devices:
+            device.gate = Gate()
+        self.worker: BatchWorker[str, str, str] = BatchWorker(
+            self.devices,
+            Limits(**{"batch_items": 8, "queue_items": 100, "seats": 2, **limits}),
+            care=Care(pause_s=60),
+            observer=notes,
+        )
+        self.worker.start()
+
+    def hold(self) -> list[Device]:
+        """Keep both busy; the devices in the order in which they were."""
+        found = list[Device]()
+        for _ in self.devices:
+            self.worker.submit("x", "hold")
+            while not (entered := [each for each in self.devices if each.gate.entered.is_set() and each not in found]):
+                time.sleep(0.001)
+            found += entered
+        return found
+
+    def release(self) -> None:
+        for device in self.devices:
+            device.gate.opened.set()
+
+
+@pytest.fixture
+def pair(notes: Notes) -> Iterator[Pair]:
+    made = Pair(notes)
+    yield made
+    made.release()
+    made.worker.close(5)
+
+
+def test_a_seat_works_while_another_is_busy(pair: Pair) -> None:
+    pair.worker.submit("x", "hold")
+    assert pair.worker.submit("y", "a").future.result(5).value == "y:a"
+
+
+def test_what_waits_goes_to_whoever_is_done_first(pair: Pair) -> None:
+    first, second = pair.hold()
+    futures = [pair.worker.submit("x", item).future for item in "abc"]
+    second.gate.opened.set()
+    assert [future.result(5).value for future in futures] == ["x:a", "x:b", "x:c"]
+    assert (first.batches, second.batches) == ([["hold"]], [["hold"], ["a", "b", "c"]])
+
+
+def test_a_dying_seat_takes_only_its_own_batch_with_it_and_turns_red(pair: Pair) -> None:
+    first, second = pair.hold()
+    fatal, waits = pair.worker.submit("y", "fatal").future, pair.worker.submit("z", "a").future
+    first.gate.opened.set()
+    with pytest.raises(Stopped):
+        fatal.result(5)
+    second.gate.opened.set()
+    assert waits.result(5).value == "z:a"
+    assert pair.worker.submit("z", "b").future.result(5).value == "z:b"
+    assert pair.worker.trouble() == "the worker thread died; a new thread starts in 60 s"
+
+
+def test_every_seat_gets_its_own_copy_ahead_of_what_waits(pair: Pair) -> None:
+    pair.hold()
+    waits = pair.worker.submit("x", "waits").future
+    entries = pair.worker.submit_to_each("y", "warm")
+    pair.release()
+    assert [entry.future.result(5).value for entry in entries] == ["y:warm"] * 2
+    assert waits.result(5).value == "x:waits"
+    assert [device.batches[1] for device in pair.devices] == [["warm"], ["warm"]]
+
+
+def test_closing_finishes_what_waits_for_either_seat(pair: Pair) -> None:
+    pair.hold()
+    futures = [pair.worker.submit(lane, "a").future for lane in "xyz"]
+    threading.Timer(0.02, pair.release).start()
+    pair.worker.close(5)
+    assert [future.result(0).value for future in futures] == ["x:a", "y:a", "z:a"]
+
+
+class Stepping(Device):
+    """Works in steps where there is "long" in a batch, and can be interrupted between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = 0
+        self.begun, self.may_end = threading.Event(), threading.Event()
+        self.deepest = self.depth = 0
+
+    def __call__(
+        self, lane: str, items: Sequence[str], wanted: Callable[[], list[bool]], meanwhile: Callable[[], None]
+    ) -> list[str | Exception]:
+        self.depth += 1
+        self.deepest = max(self.depth, self.deepest)
+        while "long" in items and not self.may_end.is_set():
+            self.begun.set()
+            meanwhile()
+            time.sleep(0.001)
+        meanwhile()
+        self.depth -= 1
+        return super().__call__(lane, items, wanted, meanwhile)
+
+
+SECONDS = {"x": 1.0, "y": 0.001, "z": 0.001}  # what an item of a lane should take
+
+
+@pytest.fixture
+def stepping(notes: Notes) -> Iterator[tuple[Stepping, BatchWorker[str, str, str]]]:
+    """A worker that knows of `SECONDS`."""
+    device = Stepping()
+    worker: BatchWorker[str, str, str] = BatchWorker(
+        [device],
+        Limits(8, 100, guest_s=0.1, units=SECONDS.__getitem__),
+        care=Care(**{**CARE, "pause_s": 60}),
+        observer=notes,
+    )
+    worker.start()
+    for lane, seconds in SECONDS.items():
+        worker._shared.lanes.served(lane, seconds, 1)
+    yield device, worker
+    device.may_end.set()
+    worker.close(5)
+
+
+def begin_long(device: Stepping, worker: BatchWorker[str, str, str]) -> "Future[Done[str]]":
+    future = worker.submit("x", "long").future
+    assert device.begun.wait(5)
+    return future
+
+
+def test_a_short_batch_is_let_in_between_two_steps_of_a_long_one(
+    stepping: tuple[Stepping, BatchWorker[str, str, str]], notes: Notes
+) -> None:
+    device, worker = stepping
+    long = begin_long(device, worker)
+    assert worker.submit("y", "short").future.result(5).value == "y:short"
+    assert worker.submit("z", "other").future.result(5).value == "z:other"
+    assert not long.done()
+    device.may_end.set()
+    assert long.result(5).value == "x:long"
+    assert [each[:2] for each in notes.heard] == [("batch", "y"), ("batch", "z"), ("batch", "x")]
+    assert device.deepest == 2  # no guests of guests
+
+
+def test_a_guest_that_fails_or_leaves_does_not_touch_its_host(
+    stepping: tuple[Stepping, BatchWorker[str, str, str]],
+) -> None:
+    device, worker = stepping
+    long = begin_long(device, worker)
+    with pytest.raises(ValueError, match="bad item"):
+        worker.submit("y", "bad").future.result(5)
+    device.may_end.set()
+    assert long.result(5).value == "x:long"
+
+
+def test_guests_time_is_not_their_hosts(stepping: tuple[Stepping, BatchWorker[str, str, str]], notes: Notes) -> None:
+    device, worker = stepping
+    took = dict[str, float]()
+    notes.batch = lambda lane, size, queue_s, run_s: took.update({str(lane): run_s})  # type: ignore[method-assign]
+    device.gate = Gate()
+    long = begin_long(device, worker)
+    guest = worker.submit("y", "hold").future
+    assert device.gate.entered.wait(5)
+    time.sleep(0.2)
+    device.gate.opened.set()
+    guest.result(5)
+    device.may_end.set()
+    long.result(5)
+    worker.close(5)
+    assert took["y"] >= 0.2
+    assert took["x"] < 0.2
+
+
+def test_a_thread_that_dies_with_a_guest_tells_both(stepping: tuple[Stepping, BatchWorker[str, str, str]]) -> None:
+    long, guest = begin_long(*stepping), stepping[1].submit("y", "fatal").future
+    assert [type(future.exception(5)) for future in (long, guest)] == [Stopped, Stopped]
