@@ -1,7 +1,8 @@
 """Accuracy of one checkpoint's purifiers under a plan of attacks: one JSON, from which cards, tables and plots are made.
 
 What is attacked is the `Defense` that the service serves. Blind attacks see the bare classifier, as in the papers; the
-others know the whole defence. The file is rewritten after every cell, so an interrupted run goes on where it stopped.
+others know the whole defence. The file is rewritten after every cell, and what is dear is kept in parts meanwhile
+(training/parts.py), so an interrupted run goes on where it stopped.
 """
 
 import json
@@ -24,13 +25,14 @@ from models.networks import frozen_network
 from models.purifiers import Purified
 from models.purifiers.descending import DescentPurifier
 from training import paper
-from training.attacks import AttackSettings, applies, knowing
+from training.attacks import AttackSettings, Survived, applies, knowing
 from training.attacks.asking import draws
 from training.attacks.aware import judging
 from training.attacks.blind import distort, in_chunks, static
 from training.attacks.library import autoattack, foolbox_attack
 from training.counting import Passes, counted
 from training.data import load_data, to_float
+from training.parts import SEPARABLE, Parts
 from training.plan import EvaluationError, Plan
 from training.progress import Progress
 
@@ -211,20 +213,17 @@ class Evaluation:
         n = self.images(attack)
         if any((cell.purifier, cell.attack, cell.n) == (defense.name, attack, n) for cell in self.cells):
             return
-        x, y, started = self.x[:n], self.y[:n], time.perf_counter()
+        x, y, started, earlier_s = self.x[:n], self.y[:n], time.perf_counter(), 0.0
         any_right: Tensor | None = None
         sources = [self._sources[attack.source]] if attack.source else []
         with counted(defense, *sources) as passes:
             if attack.aware:
-                try:
-                    found = knowing(defense, x, y, attack, self.plan.first, self._owned)
-                except ValueError as error:  # a library is missing
-                    raise EvaluationError(str(error)) from error
+                found, earlier_s = self._known(defense, attack, x, y, passes)
                 right, incoming, flags, own = found.right, found.image, found.flags, dict[str, Any]()
             else:
                 incoming, flags = self._attacked(defense, attack)
                 right, any_right, own = _right(defense, incoming, y, oracle, self._seeds(defense, attack, n))
-        seconds = round(time.perf_counter() - started, 1)
+        seconds = round(time.perf_counter() - started + earlier_s, 1)
         facts = {
             "seconds": seconds,
             "flags": flags,
@@ -237,7 +236,27 @@ class Evaluation:
         self._add(defense, attack, right, **facts)
         if any_right is not None:
             self._add(defense, attack, any_right, oracle=True, seconds=seconds)
+        self._parts(defense, attack, n).forget()
         progress.note(f"{defense.name} {attack.name}: {right.float().mean():.1%}")
+
+    def _known(
+        self, defense: Defense, attack: AttackSettings, x: Tensor, y: Tensor, passes: Passes
+    ) -> tuple[Survived, float]:
+        """An attack on the whole defence, and the seconds of what was found before an interruption."""
+
+        def run(x: Tensor, y: Tensor, first: int) -> Survived:
+            return knowing(defense, x, y, attack, self.plan.first + first, self._owned)
+
+        try:
+            if attack.mode not in SEPARABLE:
+                return run(x, y, 0), 0.0
+            return self._parts(defense, attack, len(x)).run(run, x, y, passes)
+        except ValueError as error:  # a library is missing
+            raise EvaluationError(str(error)) from error
+
+    def _parts(self, defense: Defense, attack: AttackSettings, n: int) -> Parts:
+        key = {**self._header(), "purifier": defense.name, "attack": attack.model_dump(mode="json"), "n": n}
+        return Parts(self.out.with_suffix(".parts"), key)
 
     def images(self, attack: AttackSettings) -> int:
         """How many images an attack gets."""

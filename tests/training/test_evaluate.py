@@ -10,8 +10,10 @@ from rich.console import Console
 from models.catalog import ZOO, Catalog
 from models.checkpoint import read_card, write_card
 from models.classifiers import build_classifier, frozen
-from training.attacks import AttackSettings, knowing
+from training import evaluate, parts
+from training.attacks import AttackSettings, Survived, knowing
 from training.attacks.blind import static
+from training.counting import Passes
 from training.evaluate import (
     Evaluation,
     defenses_of,
@@ -84,6 +86,44 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(defenses, plan, data
     again = Evaluation(defenses, plan, file, data).run(quiet)
     assert [c.seconds for c in again[:3]] == [c.seconds for c in whole[:3]]
     assert [c.outcomes for c in again] == [c.outcomes for c in whole]
+
+
+def test_an_attack_that_is_interrupted_goes_on_with_the_images_that_it_has_not_seen(
+    defenses, plan, data, tmp_path, quiet, monkeypatch
+):
+    (bpda,) = [attack for attack in plan.attacks if attack.name == "bpda"]
+    plan, runs = plan.model_copy(update={"attacks": (bpda,), "adaptive_n": 8}), []
+    monkeypatch.setattr(parts, "PART", 3)
+    whole = Evaluation(defenses, plan, tmp_path / "whole.json", data).run(quiet)
+
+    def watched(defense, x, y, settings, first, owned):
+        runs.append(first)
+        if len(runs) == 3:
+            raise KeyboardInterrupt
+        return knowing(defense, x, y, settings, first, owned)
+
+    monkeypatch.setattr(evaluate, "knowing", watched)
+    with pytest.raises(KeyboardInterrupt):
+        Evaluation(defenses, plan, tmp_path / "r.json", data).run(quiet)
+    assert [path.name for path in sorted((tmp_path / "r.parts").glob("*/*"))] == ["0.safetensors", "3.safetensors"]
+    (again,) = Evaluation(defenses, plan, tmp_path / "r.json", data).run(quiet)
+    assert runs == [0, 3, 6, 6]
+    assert not (tmp_path / "r.parts").exists()
+    told = {"seconds": 0.0, "purify_seconds": None}
+    assert again.model_copy(update=told) == whole[0].model_copy(update=told)
+
+
+def test_parts_of_another_attack_are_not_taken(tmp_path):
+    x, y, asked = torch.rand(4, 1, 2, 2), torch.zeros(4), []
+
+    def attack(x, y, first):
+        asked.append(first)
+        return Survived(torch.ones(len(x), dtype=torch.bool), x)
+
+    for key in ({"steps": 1}, {"steps": 1}, {"steps": 2}):
+        found, _ = parts.Parts(tmp_path, key).run(attack, x, y, Passes())
+        assert torch.equal(found.image, x)
+    assert asked == [0, 0]
 
 
 def test_results_of_another_checkpoint_are_not_continued(defenses, plan, data, tmp_path, quiet):
