@@ -1,8 +1,10 @@
 """What benchmarks of purifiers share: their images, and times that say how far they spread."""
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +12,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.checkpoint import Card
+from models.fused import AVAILABLE
 from training.data import DataError, load_data
 
 
@@ -50,9 +53,31 @@ class _NoModules:
         pass
 
 
+def _convolved(x: Sequence[int], *others: Any, out_shape: Sequence[int], **_: object) -> int:
+    """Of models/fused.py's convolutions; the weight comes second, or third where something is added."""
+    weight = others[0 if len(others) == 9 else 1]
+    return 2 * math.prod(out_shape) * math.prod(weight[1:])
+
+
+def _transposed(x: Sequence[int], weight: Sequence[int], *_: object, **__: object) -> int:
+    return 2 * math.prod(x) * math.prod(weight) // x[1]
+
+
+def _multiplied(x: Sequence[int], weight: Sequence[int], *_: object, **__: object) -> int:
+    return 2 * x[0] * math.prod(weight)
+
+
+FUSED = {
+    "_convolution_pointwise": _convolved,
+    "_convolution_transpose_pointwise": _transposed,
+    "_linear_pointwise": _multiplied,
+}
+
+
 def multiply_adds(call: Callable[[], object]) -> float:
     """Of the convolutions and matrix products of a call, backward passes included."""
-    counter = FlopCounterMode(display=False)
+    formulas = {getattr(torch.ops.mkldnn, name): formula for name, formula in FUSED.items()} if AVAILABLE else {}
+    counter = FlopCounterMode(display=False, custom_mapping=formulas)
     counter.mod_tracker = _NoModules()  # type: ignore[assignment]
     with counter:
         call()

@@ -10,8 +10,8 @@ from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from models.fused import fold_batch_norm, fuse, runs
 from models.registry import Registry, called
 from models.rounding import by_rows
 
@@ -28,7 +28,7 @@ class Classifier(nn.Module):
         taps: names of those layers of the encoder (an `nn.Sequential`) whose outputs a purifier may read.
 
     `batch_invariant`: on a CPU an image's outputs are the same bits whatever the size of its batch; `frozen` sees to it where
-    that costs little.
+    that costs little. `fused`: every convolution is, see models/fused.py.
     """
 
     mean: Tensor
@@ -49,6 +49,7 @@ class Classifier(nn.Module):
         self.classifier_head = classifier_head
         self.aux_head = aux_head
         self.batch_invariant = False
+        self.fused = False
         self._taps = dict(taps or {})  # of layers that are the encoder's: not in the state dict, copied with it
         # Not in the state dict: the card names them, and strict loading should not depend on two copies agreeing.
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
@@ -111,8 +112,10 @@ class Classifier(nn.Module):
 
 
 def _alone(classifier: Classifier, x: Tensor) -> bool:
-    """CPU convolutions round one image alone otherwise than two or more, which all come out the same (tests/contract)."""
-    return len(x) == 1 and not classifier.training
+    """Whether x must go in twice: PyTorch's own CPU convolutions round one image alone otherwise than two or more, which all come
+    out the same (tests/contract); fused ones don't. Where linear layers aren't in blocks either, it is they who do."""
+    alike = classifier.fused and classifier.batch_invariant and runs(x)
+    return len(x) == 1 and not classifier.training and not alike
 
 
 def numbered_taps(encoder: nn.Sequential, block: type[nn.Module], stem: int | None = None) -> dict[str, nn.Module]:
@@ -128,29 +131,10 @@ def frozen(classifier: Classifier, device: torch.device | str = "cpu") -> Classi
     Gradients with respect to the *input* still work; that is all a purifier needs. The argument is left alone.
     """
     copy = deepcopy(classifier).eval().requires_grad_(False)
-    _fold_batch_norm(copy)
+    fold_batch_norm(copy)
     copy.batch_invariant = _make_batch_invariant(copy)
+    copy.fused = fuse(copy, apart=copy._taps.values())
     return copy.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
-
-
-def _fold_batch_norm(module: nn.Module) -> None:
-    """Replace each [Conv2d, (Dropout,) BatchNorm2d] run of a Sequential by one convolution, in place (eval mode only)."""
-    for child in module.children():
-        _fold_batch_norm(child)
-    if not isinstance(module, nn.Sequential):
-        return
-    layers: list[nn.Module] = []
-    for layer in module:
-        if isinstance(layer, nn.Dropout):
-            continue  # the identity at inference
-        if isinstance(layer, nn.BatchNorm2d) and layers and isinstance(layers[-1], nn.Conv2d):
-            layers[-1] = fuse_conv_bn_eval(layers[-1], layer)
-        else:
-            layers.append(layer)
-    for name in list(module._modules):
-        del module._modules[name]
-    for index, layer in enumerate(layers):
-        module.add_module(str(index), layer)
 
 
 class _BlockLinear(nn.Linear):

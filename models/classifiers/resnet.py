@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.classifiers.base import Classifier, numbered_taps, register_architecture
+from models.fused import Fusable, Step
 
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR10_STD = (0.2023, 0.1994, 0.2010)
@@ -26,7 +27,7 @@ def _shortcut(channels_in: int, channels_out: int, stride: int) -> nn.Module:
     )
 
 
-class Block(nn.Module):
+class Block(Fusable):
     """Table 6, left: Conv(m, s), BN, ReLU, Conv(m, 1), BN, ShortCut, ReLU."""
 
     def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
@@ -40,8 +41,14 @@ class Block(nn.Module):
         )
         self.shortcut = _shortcut(channels_in, channels_out, stride)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def plain(self, x: Tensor) -> Tensor:
         return F.relu(self.body(x) + self.shortcut(x))
+
+    def steps(self) -> list[Step]:
+        first, _, second = self.body
+        if isinstance(self.shortcut, nn.Sequential):
+            return [Step(self.shortcut[0], 0), Step(first, 0, slope=0), Step(second, 2, slope=0, added=1)]
+        return [Step(first, 0, slope=0), Step(second, 1, slope=0, added=0)]
 
 
 class WideBlock(nn.Module):

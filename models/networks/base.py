@@ -6,6 +6,7 @@ from copy import deepcopy
 import torch
 from torch import nn
 
+from models.fused import fold_batch_norm, fuse
 from models.registry import Registry, called
 
 NETWORKS: Registry[Callable[..., nn.Module]] = Registry("purifier network")
@@ -23,6 +24,11 @@ def build_network(name: str, /, **arguments: object) -> nn.Module:
 
 
 def frozen_network(network: nn.Module, device: torch.device | str = "cpu") -> nn.Module:
-    """A copy for inference: eval mode, no parameter gradients, channels last. The argument is left alone."""
+    """A copy for inference: eval mode, no parameter gradients, batch norm folded, channels last. The argument is left alone.
+
+    What reads `fused` of its network learns that all of its layers are, see models/fused.py.
+    """
     copy = deepcopy(network).eval().requires_grad_(False)
+    fold_batch_norm(copy)
+    copy.fused = fuse(copy)  # type: ignore[assignment]
     return copy.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.fused import Fusable, Step
 from models.networks.base import register_network
 from models.networks.generator import Generator
 
@@ -91,7 +92,7 @@ class DenseGenerator(NrpGenerator):
         return self.trunk_conv(self.RRDB_trunk(self.conv_first(x)))  # type: ignore[no-any-return]
 
 
-class ResidualBlock(nn.Module):
+class ResidualBlock(Fusable):
     """Two convolutions and a skip connection around them."""
 
     def __init__(self, width: int) -> None:
@@ -100,9 +101,13 @@ class ResidualBlock(nn.Module):
         self.conv2 = _conv3x3(width, width)
         _calm([self.conv1, self.conv2])
 
-    def forward(self, x: Tensor) -> Tensor:
+    def plain(self, x: Tensor) -> Tensor:
         """(N, width, H, W) -> the same."""
         return x + self.conv2(F.relu(self.conv1(x)))  # type: ignore[no-any-return]
+
+    def steps(self) -> list[Step]:
+        """See `Fusable`."""
+        return [Step(self.conv1, 0, slope=0), Step(self.conv2, 1, added=0)]
 
 
 class ResidualGenerator(NrpGenerator):

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from models.classifiers import Classifier, architectures, build_classifier, frozen
-from models.classifiers.base import _fold_batch_norm
 from models.classifiers.preact import PreActBlock
+from models.fused import fold_batch_norm
 
 WITH_AUX = [
     ("fcn", {"aux": "decoder"}, (1, 28, 28)),
@@ -181,7 +181,7 @@ def test_folding_skips_dropout_between_convolution_and_norm() -> None:
     nn.init.constant_(layers[2].running_mean, 0.3)
     x = torch.rand(1, 1, 3, 3)
     expected = layers(x)
-    _fold_batch_norm(layers)
+    fold_batch_norm(layers)
     assert [type(layer).__name__ for layer in layers] == ["Conv2d", "ReLU"]
     assert torch.allclose(layers(x), expected, atol=1e-6)
 

@@ -1,0 +1,356 @@
+"""Layers of frozen networks in one operation with what follows them: a sum, an activation. On a CPU; elsewhere as ever.
+
+oneDNN adds and activates while a layer's output is still in the cache, and reads weights that were laid out once for its kernels.
+PyTorch keeps these operations for its compiler, under `torch.ops.mkldnn`; where a version lacks them nothing changes. Two more
+things come of it: with weights laid out, convolutions round one image alone as in any batch (tests/models/test_fused.py), and the
+gradient with respect to the input, all that a purifier needs, runs through the same kernels with the weights turned round.
+
+The gradient of a gradient, which only attacks ask for, goes through PyTorch's layers.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+
+_MKLDNN = torch.ops.mkldnn
+_NAMES = (
+    "_convolution_pointwise",
+    "_convolution_transpose_pointwise",
+    "_linear_pointwise",
+    "_reorder_convolution_weight",
+    "_reorder_convolution_transpose_weight",
+    "_reorder_linear_weight",
+)
+AVAILABLE = torch.backends.mkldnn.is_available() and all(hasattr(_MKLDNN, name) for name in _NAMES)
+_REST = ([1, 1], 1)  # of a convolution: dilation, groups
+
+
+@dataclass(frozen=True)
+class Step:
+    """A layer on what one step gave, plus what another one gave, activated. Place 0 is the input, i + 1 what step i gives.
+
+    slope: of the activation below zero, 0 for ReLU; None where there is no activation. added: after a convolution only.
+    """
+
+    layer: nn.Module
+    source: int
+    slope: float | None = None
+    added: int | None = None
+
+
+class _Packed:
+    """A layer and its activation, the weights laid out for oneDNN: for gradients when the first one is asked for."""
+
+    def __init__(self, layer: nn.Conv2d | nn.Linear, slope: float | None) -> None:
+        self.weight, self.bias, self._slope = layer.weight.detach(), layer.bias, slope
+        self.activation = None if slope is None else "leaky_relu" if slope else "relu"
+        self.scalars = [slope] if slope else []
+
+    def forward(self, x: Tensor, added: Tensor | None) -> Tensor:
+        raise NotImplementedError
+
+    def backward(self, gradient: Tensor, size: torch.Size) -> Tensor:
+        """The gradient of an input of that size, from that before the activation."""
+        raise NotImplementedError
+
+    def before_activation(self, gradient: Tensor, y: Tensor) -> Tensor:
+        """The gradient before the activation, from that after it and from its output."""
+        if self._slope is None:
+            return gradient
+        if self._slope == 0:
+            return torch.ops.aten.threshold_backward(gradient, y, 0)  # type: ignore[no-any-return]
+        return torch.ops.aten.leaky_relu_backward(gradient, y, self._slope, True)  # type: ignore[no-any-return]
+
+
+class _PackedConvolution(_Packed):
+    """(N, C, H, W) -> (N, C', H', W'), channels last."""
+
+    def __init__(self, layer: nn.Conv2d, slope: float | None) -> None:
+        super().__init__(layer, slope)
+        assert not isinstance(layer.padding, str)
+        self._kernel, self._padding, self._stride = layer.kernel_size, list(layer.padding), list(layer.stride)
+        self._shape = (self._padding, self._stride, *_REST)
+        self._turned_shape = (
+            [kernel - 1 - pad for kernel, pad in zip(self._kernel, self._padding, strict=True)],
+            [1, 1],
+            *_REST,
+        )
+        self._forwards = _MKLDNN._reorder_convolution_weight(self.weight, *self._shape)
+
+    @cached_property
+    def _turned(self) -> Tensor:
+        """Of the convolution that takes gradients back where the stride is 1."""
+        weight = self.weight.flip(2, 3).transpose(0, 1).contiguous(memory_format=torch.channels_last)
+        packed: Tensor = _MKLDNN._reorder_convolution_weight(weight, *self._turned_shape)
+        return packed
+
+    @cached_property
+    def _transposed(self) -> Tensor:
+        """Of the transposed convolution that does so elsewhere."""
+        packed: Tensor = _MKLDNN._reorder_convolution_transpose_weight(
+            self.weight, self._padding, [0, 0], self._stride, *_REST
+        )
+        return packed
+
+    def forward(self, x: Tensor, added: Tensor | None) -> Tensor:
+        weights = self._forwards, self.bias, *self._shape
+        y: Tensor
+        if added is None:
+            y = _MKLDNN._convolution_pointwise.default(x, *weights, self.activation or "none", self.scalars, "")
+        else:
+            y = _MKLDNN._convolution_pointwise.binary(
+                x, added, *weights, "add", None, self.activation, self.scalars, None
+            )
+        return y
+
+    def backward(self, gradient: Tensor, size: torch.Size) -> Tensor:
+        x: Tensor
+        if self._stride == [1, 1]:
+            x = _MKLDNN._convolution_pointwise.default(
+                gradient, self._turned, None, *self._turned_shape, "none", [], ""
+            )
+        else:
+            sides = zip(size[2:], self._padding, self._kernel, self._stride, strict=True)
+            rest = [(length + 2 * pad - kernel) % stride for length, pad, kernel, stride in sides]
+            x = _MKLDNN._convolution_transpose_pointwise.default(
+                gradient, self._transposed, None, self._padding, rest, self._stride, *_REST, "none", [], ""
+            )
+        return x
+
+
+class _PackedLinear(_Packed):
+    """(N, C) -> (N, C'). Unlike a convolution it rounds a single row otherwise than two or more, which all come out the same."""
+
+    def __init__(self, layer: nn.Linear, slope: float | None) -> None:
+        super().__init__(layer, slope)
+        self._forwards = _MKLDNN._reorder_linear_weight(self.weight)
+
+    @cached_property
+    def _turned(self) -> Tensor:
+        packed: Tensor = _MKLDNN._reorder_linear_weight(self.weight.t().contiguous())
+        return packed
+
+    def forward(self, x: Tensor, added: Tensor | None) -> Tensor:
+        y: Tensor = _MKLDNN._linear_pointwise.default(
+            x.contiguous(), self._forwards, self.bias, self.activation or "none", self.scalars, ""
+        )
+        return y
+
+    def backward(self, gradient: Tensor, size: torch.Size) -> Tensor:
+        x: Tensor = _MKLDNN._linear_pointwise.default(gradient.contiguous(), self._turned, None, "none", [], "")
+        return x
+
+
+class _Plan:
+    """A module's steps, ready to run."""
+
+    def __init__(self, steps: Sequence[Step]) -> None:
+        self._steps = [(step, _packed(step)) for step in steps]
+        read = {place: i for i, step in enumerate(steps) for place in (step.source, step.added)}
+        self._done = [[place for place, last in read.items() if last == i] for i in range(len(steps))]
+
+    def answer(self, x: Tensor) -> Tensor:
+        """What the last step gives; what nobody needs any more on the way there is freed."""
+        values: dict[int | None, Tensor] = {0: _laid_out(x)}
+        for i, (step, packed) in enumerate(self._steps):
+            values[i + 1] = packed.forward(values[step.source], values.get(step.added))
+            for place in self._done[i]:
+                values.pop(place, None)
+        return values[len(self._steps)]
+
+    def values(self, x: Tensor) -> list[Tensor]:
+        """What is at each place, the input first."""
+        values = [_laid_out(x)]
+        for step, packed in self._steps:
+            values.append(packed.forward(values[step.source], None if step.added is None else values[step.added]))
+        return values
+
+    def backward(self, values: Sequence[Tensor], gradient: Tensor) -> Tensor:
+        """The gradient of the input, from that of what the last step gave."""
+        gradients: dict[int, Tensor] = {len(self._steps): _laid_out(gradient)}
+
+        def collect(place: int, found: Tensor) -> None:
+            gradients[place] = gradients[place] + found if place in gradients else found
+
+        for place, (step, packed) in reversed(list(enumerate(self._steps, start=1))):
+            found = packed.before_activation(gradients.pop(place), values[place])
+            if step.added is not None:
+                collect(step.added, found)
+            collect(step.source, packed.backward(found, values[step.source].shape))
+        return gradients[0]
+
+
+def _packed(step: Step) -> _Packed:
+    layer = step.layer
+    if isinstance(layer, nn.Conv2d):
+        return _PackedConvolution(layer, step.slope)
+    assert isinstance(layer, nn.Linear)
+    return _PackedLinear(layer, step.slope)
+
+
+def _laid_out(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+
+
+class _Run(torch.autograd.Function):
+    """A plan with its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, module: "Fusable", plan: _Plan) -> Tensor:
+        values = plan.values(x)
+        ctx.module, ctx.plan = module, plan
+        ctx.save_for_backward(x, *values[1:])
+        return values[-1]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        values = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph: somebody wants the gradient of this one
+            (found,) = torch.autograd.grad(ctx.module.plain(values[0]), values[0], gradient, create_graph=True)
+        else:
+            found = ctx.plan.backward(values, gradient)
+        return found, None, None
+
+
+class Fusable(nn.Module):
+    """A module that can say how its frozen form is made of layers, sums and activations."""
+
+    fused = False
+    _plan: _Plan | None = None
+
+    def steps(self) -> list[Step]:
+        """The frozen form, whose weights don't change any more."""
+        raise NotImplementedError
+
+    def plain(self, x: Tensor) -> Tensor:
+        """The same with PyTorch's layers."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Fused where it is frozen and `runs(x)`, else plain."""
+        if not self.fused or not runs(x):
+            return self.plain(x)
+        if self._plan is None:
+            self._plan = _Plan(self.steps())  # one of several threads'
+        if x.requires_grad and torch.is_grad_enabled():
+            return _Run.apply(x, self, self._plan)  # type: ignore[no-any-return]
+        return self._plan.answer(x)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Weights laid out for this machine's kernels can't be copied; a copy lays out its own.
+        return {name: value for name, value in self.__dict__.items() if name != "_plan"}
+
+
+class _Layer(Fusable):
+    """A layer with the activation that followed it."""
+
+    slope: float | None
+
+    def steps(self) -> list[Step]:
+        return [Step(self, 0, self.slope)]
+
+    def _activated(self, y: Tensor) -> Tensor:
+        return y if self.slope is None else F.relu(y) if self.slope == 0 else F.leaky_relu(y, self.slope)
+
+
+class _Convolution(_Layer, nn.Conv2d):
+    def plain(self, x: Tensor) -> Tensor:
+        return self._activated(nn.Conv2d.forward(self, x))
+
+
+class _Linear(_Layer, nn.Linear):
+    def plain(self, x: Tensor) -> Tensor:
+        return self._activated(nn.Linear.forward(self, x))
+
+
+class _Chain(Fusable, nn.Sequential):
+    """Fusable modules in a row."""
+
+    def steps(self) -> list[Step]:
+        found: list[Step] = []
+        for module in self:
+            if isinstance(module, Fusable):
+                base = len(found)
+                found += [
+                    replace(step, source=step.source + base, added=None if step.added is None else step.added + base)
+                    for step in module.steps()
+                ]
+        return found
+
+    def plain(self, x: Tensor) -> Tensor:
+        return nn.Sequential.forward(self, x)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def runs(x: Tensor) -> bool:
+    """Whether what is fused runs so on `x`."""
+    return AVAILABLE and x.dtype == torch.float32 and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+
+
+def fuse(network: nn.Module, apart: Iterable[nn.Module] = ()) -> bool:
+    """Fuse what can be in a frozen network, in place; whether no layer with weights is left out but norms.
+
+    apart: layers whose own output somebody reads; no activation is drawn into them.
+    """
+    sequences = [module for module in network.modules() if type(module) is nn.Sequential]
+    slopes = {id(layer): slope for sequence in sequences for layer, slope in _activations(sequence, set(apart))}
+    left_out = False
+    for module in list(network.modules()):
+        if type(module) in (nn.Conv2d, nn.Linear) and _fits(module):
+            # The same parameters, another way to compute.
+            module.__class__ = _Convolution if isinstance(module, nn.Conv2d) else _Linear
+            module.slope = slopes.get(id(module))  # type: ignore[assignment]
+        left_out |= type(module) in (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+    for sequence in reversed(sequences):  # so inner ones come first
+        if len(sequence) and all(isinstance(module, Fusable | nn.Identity) for module in sequence):
+            sequence.__class__ = _Chain
+    for module in network.modules():
+        if isinstance(module, Fusable):
+            module.fused = True
+    return not left_out
+
+
+def _activations(sequence: nn.Sequential, apart: set[nn.Module]) -> Iterable[tuple[nn.Module, float]]:
+    """Layers with the slope of the activation behind them, which becomes the identity."""
+    for layer, after in pairwise(sequence):
+        fits = type(layer) in (nn.Conv2d, nn.Linear) and _fits(layer) and layer not in apart
+        if fits and isinstance(after, nn.ReLU | nn.LeakyReLU):
+            slope = after.negative_slope if isinstance(after, nn.LeakyReLU) else 0.0
+            after.__class__ = nn.Identity  # type: ignore[assignment]
+            yield layer, slope
+
+
+def _fits(layer: nn.Module) -> bool:
+    if not isinstance(layer, nn.Conv2d):
+        return True
+    padded_with_zeros = layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+    return padded_with_zeros and (list(layer.dilation), layer.groups) == _REST
+
+
+def fold_batch_norm(module: nn.Module) -> None:
+    """Replace each [layer, (Dropout,) batch norm] run of a Sequential by one layer, in place (eval mode only)."""
+    for child in module.children():
+        fold_batch_norm(child)
+    if not isinstance(module, nn.Sequential):
+        return
+    layers: list[nn.Module] = []
+    for layer in module:
+        if isinstance(layer, nn.Dropout):
+            continue  # the identity at inference
+        before = layers[-1] if layers else None
+        if isinstance(layer, nn.BatchNorm2d) and isinstance(before, nn.Conv2d):
+            layers[-1] = fuse_conv_bn_eval(before, layer)
+        elif isinstance(layer, nn.BatchNorm1d) and isinstance(before, nn.Linear):
+            layers[-1] = fuse_linear_bn_eval(before, layer)
+        else:
+            layers.append(layer)
+    for name in list(module._modules):
+        del module._modules[name]
+    for index, layer in enumerate(layers):
+        module.add_module(str(index), layer)

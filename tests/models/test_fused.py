@@ -1,0 +1,137 @@
+"""What is fused answers as PyTorch's layers do, with the same gradients, and can be copied like any network."""
+
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from models import fused
+from models.classifiers.resnet import Block
+from models.fused import Fusable, fuse
+from models.networks import build_network, frozen_network
+from models.networks.nrp import ResidualBlock
+
+NETWORKS = {
+    "identity block": (lambda: Block(4, 4, 1), (4, 9, 9)),
+    "projection block": (lambda: Block(4, 8, 2), (4, 10, 10)),
+    "odd projection block": (lambda: Block(4, 8, 2), (4, 9, 9)),
+    "residual block": (lambda: ResidualBlock(6), (6, 7, 5)),
+    "convolutions": (
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 5, 4, stride=2), nn.LeakyReLU(0.2)
+        ),
+        (3, 12, 12),
+    ),
+    "linear layers": (lambda: nn.Sequential(nn.Linear(1200, 30), nn.ReLU(), nn.Linear(30, 4)), (1200,)),
+}
+every_network = pytest.mark.parametrize("name", NETWORKS)
+
+
+def made(name: str) -> tuple[nn.Module, nn.Module, Tensor]:
+    """Plain, fused, and images (9, ...)."""
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        build, shape = NETWORKS[name]
+        plain = nn.Sequential(build()).eval().requires_grad_(False)
+        fused.fold_batch_norm(plain)
+        copy = deepcopy(plain)
+        assert fuse(copy)
+        return plain, copy, torch.randn(9, *shape)
+
+
+def answer_and_gradient(network: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    x = x.detach().requires_grad_()
+    y = network(x)
+    return y.detach(), torch.autograd.grad(y.square().sum(), x)[0]
+
+
+@every_network
+def test_answers_and_gradients_are_those_of_plain_layers(name: str) -> None:
+    plain, copy, x = made(name)
+    for one, other in zip(answer_and_gradient(copy, x), answer_and_gradient(plain, x), strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-4)
+    expected, _ = answer_and_gradient(copy, x)
+    with torch.no_grad():
+        assert torch.equal(copy(x), expected)
+
+
+@pytest.fixture
+def one_thread():
+    """Where several share a strided convolution's gradient, how they do depends on the number of images."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@every_network
+@pytest.mark.usefixtures("one_thread")
+def test_an_image_alone_has_the_bits_that_it_has_in_company(name: str) -> None:
+    _, copy, x = made(name)
+    expected = answer_and_gradient(copy, x)
+    for size in (2, 5) if name == "linear layers" else (1, 2, 5):
+        found = answer_and_gradient(copy, x[:size])
+        assert all(torch.equal(one, other[:size]) for one, other in zip(found, expected, strict=True)), size
+
+
+@every_network
+def test_the_gradient_of_a_gradient_is_that_of_plain_layers(name: str) -> None:
+    plain, copy, x = made(name)
+
+    def twice(network: nn.Module) -> Tensor:
+        leaf = x.detach().requires_grad_()
+        (first,) = torch.autograd.grad(network(leaf).square().sum(), leaf, create_graph=True)
+        return torch.autograd.grad(first.square().sum(), leaf)[0]
+
+    expected = twice(plain)
+    assert torch.allclose(twice(copy), expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+
+
+@every_network
+def test_a_copy_and_a_pickle_answer_the_same_after_the_first_use(name: str) -> None:
+    _, copy, x = made(name)
+    expected = answer_and_gradient(copy, x)
+    for other in (deepcopy(copy), pickle.loads(pickle.dumps(copy))):
+        assert all(torch.equal(*each) for each in zip(answer_and_gradient(other, x), expected, strict=True))
+
+
+def test_threads_that_use_a_network_first_get_equal_answers() -> None:
+    _, copy, x = made("projection block")
+    threads = torch.get_num_threads()
+    with ThreadPoolExecutor(4, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
+        found = list(pool.map(lambda _: answer_and_gradient(copy, x), range(8)))
+    assert all(torch.equal(one, found[0][i]) for each in found for i, one in enumerate(each))
+
+
+def test_what_does_not_run_fused_runs_plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, copy, x = made("projection block")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(copy(x), plain(x))
+    assert torch.equal(copy.double()(x.double()), plain.double()(x.double()))
+    monkeypatch.setattr(fused, "AVAILABLE", False)
+    _, copy, x = made("convolutions")
+    monkeypatch.setattr(Fusable, "steps", lambda _: pytest.fail("fused"))
+    copy(x)
+
+
+def test_a_layer_that_is_read_keeps_its_own_output() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU()).requires_grad_(False)
+    nn.init.constant_(network[0].bias, -9.0)
+    fuse(network, apart=[network[0]])
+    assert network[0](torch.zeros(1, 1, 2, 2)).max() == -9
+    assert network(torch.zeros(1, 1, 2, 2)).min() == 0
+
+
+def test_what_is_left_out_is_told() -> None:
+    assert fuse(nn.Sequential(nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2)))
+    assert not fuse(nn.Sequential(nn.Conv2d(2, 2, 1, groups=2)))
+    assert not fuse(nn.Sequential(nn.ConvTranspose2d(2, 2, 2)))
+
+
+def test_every_layer_of_a_discriminator_is_fused_and_its_norms_are_gone() -> None:
+    network = frozen_network(build_network("aid", taps=["a"], channels=[4], deeper=True, width=8))
+    assert network.fused
+    assert not any(isinstance(layer, nn.BatchNorm1d) for layer in network.modules())
