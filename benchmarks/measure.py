@@ -1,9 +1,7 @@
-"""What benchmarks of purifiers share: their images, and times that say how far they spread."""
+"""What benchmarks of purifiers share: their images, and the work of a call."""
 
 import math
-import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,21 +12,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from models.checkpoint import Card
 from models.fused import AVAILABLE
 from training.data import DataError, load_data
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Milliseconds an image over the rounds."""
-
-    median_ms: float
-    fastest_ms: float
-    slowest_ms: float
-    rounds: Sequence[float]
-
-
-def spread(values: Sequence[float]) -> Spread:
-    """values: milliseconds an image, one for each round."""
-    return Spread(statistics.median(values), min(values), max(values), values)
 
 
 def test_images(card: Card, n: int) -> tuple[Tensor, str]:

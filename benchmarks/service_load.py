@@ -22,6 +22,7 @@ from benchmarks.load.client import Traffic, connected
 from benchmarks.load.engine import engine
 from benchmarks.load.scenarios import Plan
 from benchmarks.load.server import Service, serving
+from unperturb.measure import busy_percent
 
 MODEL = "cifar10"
 MIX = {"none": 0.7, "soap-lc": 0.2, "soap-rp": 0.1}
@@ -30,7 +31,7 @@ IMAGES = sorted((report.ROOT / "samples").glob(f"{MODEL}-*.png"))
 
 def main(arguments: list[str] | None = None) -> int:
     options = _options(arguments)
-    busy = machine.busy_percent(options.look_s)
+    busy = busy_percent(options.look_s)
     if machine.refused(busy, options.force):
         return 2
     header = machine.described("aiohttp", "fastapi", "starlette", "uvicorn") | {"busy_percent_before": busy}

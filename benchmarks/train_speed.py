@@ -22,13 +22,11 @@ from pathlib import Path
 from typing import Any, Literal
 from unittest.mock import patch
 
-import psutil
 import torch
 from torch import nn
 from torch._inductor.utils import fresh_cache
 
 from benchmarks.machine import described, refused
-from benchmarks.measure import spread
 from models.catalog import Catalog
 from models.classifiers import Classifier, frozen
 from training.addons import trainer
@@ -37,6 +35,7 @@ from training.loop import Trainer, threads
 from training.recipe import AddOnRecipe, Recipe, RecipeError, load_recipe, recipe_names
 from training.train import ClassifierTrainer
 from training.train_addon import classifier_of, setting_of
+from unperturb.measure import busy_cores, spread
 
 WARMUP = 3  # steps of every trainer that don't count
 MIDDLE = 0.5  # of the training, as its schedule sees it
@@ -114,7 +113,7 @@ class Run:
 
 def main(arguments: list[str] | None = None) -> int:
     options = _options(arguments)
-    looked = psutil.cpu_percent(interval=options.look_s, percpu=True)
+    looked = busy_cores(options.look_s)
     busy = sum(looked) / len(looked)
     if refused(busy, options.force):
         return 2

@@ -32,6 +32,7 @@ from benchmarks.peers.servers import PEERS, ROOT, SERVERS, running
 from benchmarks.service_load import IMAGES, MODEL
 from service.crew import MOST
 from service.settings import Settings
+from unperturb.measure import busy_percent
 
 RESULTS = ROOT / "benchmarks" / "results" / "peers.json"
 PURIFIERS = ("none", "soap-lc", "nrp")
@@ -62,7 +63,7 @@ class Measured:
 
 def main(arguments: list[str] | None = None) -> int:
     options = _options(arguments)
-    busy = machine.busy_percent(options.look_s)
+    busy = busy_percent(options.look_s)
     if machine.refused(busy, options.force):
         return 2
     python = environment.prepared(options.env)

@@ -26,11 +26,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.machine import busy_percent, described, refused
-from benchmarks.measure import multiply_adds, spread
+from benchmarks.machine import described, refused
+from benchmarks.measure import multiply_adds
 from benchmarks.speed import aid, picture
 from benchmarks.speed.rows import Goal, Row, rows
 from models.catalog import Catalog
+from unperturb.measure import busy_percent, spread
 
 RESULTS = Path(__file__).parents[1] / "results" / "speed.json"
 HEAVY_ROUNDS = 2

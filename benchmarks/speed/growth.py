@@ -20,11 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.machine import busy_percent, described, refused
-from benchmarks.measure import multiply_adds, spread
+from benchmarks.machine import described, refused
+from benchmarks.measure import multiply_adds
 from models.classifiers import Classifier, build_classifier, frozen
 from models.purifiers.descent import DescentSettings, descend
 from models.purifiers.soap import LabelConsistency
+from unperturb.measure import busy_percent, spread
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "growth.json"

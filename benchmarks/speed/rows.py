@@ -133,7 +133,7 @@ def _sides(defense: Defense, classifier: Classifier, entry: PurifierEntry, netwo
     trained = build_purifier(entry.kind, Material(classifier, entry.settings, calibration, network))
     own = defense.purifier
     if isinstance(own, DescentPurifier) and isinstance(trained, DescentPurifier):
-        sides["oracle"] = lambda x, seeds: reference.purify(own.descended, x, own.settings, own.skip_below, seeds)
+        sides["oracle"] = reference.loop_of(own)
         sides["published"] = published.descent(trained)
     elif network is not None:
         sides["published"] = published.generator(network, classifier)

@@ -6,12 +6,13 @@ the authors' code, `backward()` also fills the gradients of unfrozen weights. Be
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from models.purifiers.base import uniform
+from models.purifiers.descending import DescentPurifier
 from models.purifiers.descent import DescentSettings, Evaluation, Objective, RandomObjective, at_step
 
 
@@ -46,6 +47,11 @@ def purify(
     image = torch.stack(images)[chosen, each]
     logits = evaluate(settings.steps, image).logits.detach()
     return Answer(image, losses[0].new_tensor(budgets)[chosen], torch.stack(losses)[chosen, each], logits)
+
+
+def loop_of(own: DescentPurifier[Any]) -> Callable[[Tensor, Sequence[int]], Answer]:
+    """What `own.purify` is held against: this loop around the same objective, with the same settings."""
+    return lambda x, seeds: purify(own.descended, x, own.settings, own.skip_below, seeds)
 
 
 def _candidates(

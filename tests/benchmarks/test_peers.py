@@ -202,7 +202,7 @@ def test_a_short_run_measures_every_server(monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 def test_a_busy_machine_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("psutil.cpu_percent", lambda interval: 60.0)
+    monkeypatch.setattr("unperturb.measure.busy_cores", lambda look_s: [60.0])
     monkeypatch.setattr(environment, "prepared", lambda folder: pytest.fail("went on"))
     assert benchmark.main([f"--out={tmp_path / 'never.json'}"]) == 2
     assert not list(tmp_path.iterdir())

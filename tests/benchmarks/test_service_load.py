@@ -113,6 +113,6 @@ def test_a_check_fails_where_a_requirement_is_not_met(found: report.Found) -> No
 
 
 def test_a_busy_machine_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("psutil.cpu_percent", lambda interval: 60.0)
+    monkeypatch.setattr("unperturb.measure.busy_cores", lambda look_s: [60.0])
     assert service_load.main([f"--out={tmp_path / 'never.json'}"]) == 2
     assert not (tmp_path / "never.json").exists()

@@ -42,7 +42,7 @@ def test_the_floor_is_the_work_at_the_rate_of_the_machine(found):
 
 
 def test_a_busy_machine_is_refused(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr("psutil.cpu_percent", lambda interval: 42.0)
+    monkeypatch.setattr("unperturb.measure.busy_cores", lambda look_s: [42.0])
     assert main(["--look-s", "0", "--out", str(tmp_path / "x.json")]) == 2
     assert "42 % busy" in capsys.readouterr().err
 

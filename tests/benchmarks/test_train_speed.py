@@ -97,7 +97,7 @@ def test_an_unknown_recipe_is_told_with_those_there_are(capsys):
 
 
 def test_a_busy_machine_is_refused(monkeypatch, tmp_path):
-    monkeypatch.setattr(train_speed.psutil, "cpu_percent", lambda interval, percpu: [5.0, 60.0])
+    monkeypatch.setattr(train_speed, "busy_cores", lambda look_s: [5.0, 60.0])
     assert main([*QUIET, "--option=fp32 NCHW", f"--out={tmp_path / 'never.json'}"]) == 2
     assert not (tmp_path / "never.json").exists()
 

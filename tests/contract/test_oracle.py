@@ -36,7 +36,7 @@ def test_the_fast_path_answers_as_the_published_loop(purifier, attacked):
         part, seeds = x[start : start + 32], list(range(start, min(start + 32, n)))
         ours = defense.purify(part, seeds)
         own = defense.purifier
-        theirs = reference.purify(own.descended, part, own.settings, own.skip_below, seeds)
+        theirs = reference.loop_of(own)(part, seeds)
         same["label"].append(ours.logits.argmax(1) == theirs.logits.argmax(1))
         same["budget"].append(torch.isclose(ours.epsilon, theirs.epsilon, atol=1e-6))
         same["objective"].append(
