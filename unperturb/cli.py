@@ -12,8 +12,9 @@ from rich.table import Table
 from models.catalog import Catalog, Offer, UnknownName
 from models.checkpoint import CheckpointError
 from models.purifiers import OptionError
-from unperturb import __version__, images, keys, offline, settings
-from unperturb.options import Json, Zoo, open_catalog
+from unperturb import __version__, bench, images, keys, offline, settings
+from unperturb.measure import MachineBusy
+from unperturb.options import DeviceError, Json, Zoo, open_catalog
 
 app = typer.Typer(
     name="unperturb",
@@ -92,7 +93,7 @@ def _percent(share: float | None) -> str:
 
 for command in (
     *(images.classify, images.purify, offline.train, offline.evaluate, offline.report, offline.convert),
-    *(keys.key, settings.settings),
+    *(bench.bench, keys.key, settings.settings),
 ):
     app.command()(command)
 
@@ -114,7 +115,7 @@ def _mendable() -> tuple[type[Exception], ...]:
     from service.keys import KeysError
 
     mendable: list[type[Exception]] = [CheckpointError, UnknownName, OptionError, ConversionError, KeysError]
-    mendable += [Problem, ValidationError, OSError]
+    mendable += [DeviceError, MachineBusy, Problem, ValidationError, OSError]
     try:
         from training.data import DataError
         from training.loop import TrainingError

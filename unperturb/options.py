@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 
 from models.catalog import ZOO, Catalog
@@ -26,6 +27,18 @@ Threads = Annotated[
 Model = Annotated[str, typer.Option(help="Which data set's classifiers: see `unperturb models`.")]
 
 
+class DeviceError(Exception):
+    """This machine has no such device."""
+
+
 def open_catalog(zoo: list[Path] | None, device: str = "cpu") -> Catalog:
-    """The catalog of the given folders, or of the shipped ones."""
+    """The catalog of the given folders, or of the shipped ones.
+
+    Raises:
+        DeviceError
+    """
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # the latter from a PyTorch that was built without the device
+        raise DeviceError(f"--device {device}: {str(error).splitlines()[0]}; `--device cpu` always works") from error
     return Catalog.open(tuple(zoo) if zoo else (ZOO,), device)
