@@ -1,5 +1,6 @@
 """Run the service under uvicorn."""
 
+import asyncio
 import logging
 import math
 import signal
@@ -20,6 +21,7 @@ from service.app import create_app
 from service.engine import Engine
 from service.settings import Settings
 from service.threads import spare_collector, use_cores
+from service.warming import warm_others
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +85,7 @@ class _Server(uvicorn.Server):
         self._settings = settings
         self._once_ready: Callable[[], None] | None = once_ready
         self._leaves_at = math.inf
+        self._warming: asyncio.Task[None] | None = None
         self._admin: admin_server.AdminServer | None = None
         self._admin_listener = admin_server.bind(settings)
 
@@ -100,6 +103,8 @@ class _Server(uvicorn.Server):
         if self._once_ready and (engine := self._engine()) is not None and engine.unready() is None:
             self._once_ready()
             self._once_ready = None
+            if self._settings.warm_all:
+                self._warming = asyncio.create_task(warm_others(engine))
         if time.monotonic() >= self._leaves_at:
             self.should_exit = True
         return await super().on_tick(counter)
@@ -119,6 +124,9 @@ class _Server(uvicorn.Server):
             self._admin.start()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._warming is not None:
+            self._warming.cancel()
+            await asyncio.gather(self._warming, return_exceptions=True)
         if self._admin is not None:
             self._admin.should_exit = True
         await super().shutdown(sockets)

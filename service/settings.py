@@ -71,6 +71,11 @@ class Settings(BaseSettings):
         default=None,
         description="The purifier of a request that names none. Unset: aid where the model has it, else the model's first.",
     )
+    warm_all: bool = Field(
+        default=True,
+        description="Once ready and while nobody asks, load and run every purifier, so that no caller is its first; off "
+        "saves the memory of networks that nobody asks for.",
+    )
 
     max_batch_size: int = Field(default=32, ge=1, le=4096, description="The most images that are purified together.")
     max_batch_ms: float = Field(
