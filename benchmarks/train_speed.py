@@ -6,8 +6,9 @@ Timed are the steps of the trainers that `unperturb train` drives, on seeded ran
 time. One recipe stands for all whose steps are the same; `-paper` recipes take more of them, or larger networks.
 Precision is the recipe's own field. Layout and compilation are no options of the training code and are put on from outside: NCHW
 by letting `torch.channels_last`, its one name for the layout, mean the other for a while; `torch.compile` on every network that
-a step calls, with nothing compiled before at hand. The process is pinned to the idlest cores. Wants a machine with nothing
-else to do and refuses another.
+a step calls, with nothing compiled before at hand. A row is measured in one run; with `--add` several runs on one machine make
+the table, a few recipes each. The process is pinned to the idlest cores. Wants a machine with nothing else to do and refuses
+another.
 """
 
 import argparse
@@ -119,15 +120,36 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     chosen = [option for option in OPTIONS if option.name in options.option]
     with _pinned(looked, options.threads), threads(options.threads):
-        header = described() | {"busy_percent_before": busy}
-        header["hardware"]["torch_threads"] = torch.get_num_threads()
-        header |= {"warmup_steps": WARMUP, "measured_rounds": options.rounds, "round_s": options.seconds}
-        report: dict[str, Any] = {"header": header, "rows": {}}
+        run = described() | {"busy_percent_before": busy, "measured_rounds": options.rounds, "round_s": options.seconds}
+        setup = {"hardware": run.pop("hardware"), "versions": run.pop("versions"), "warmup_steps": WARMUP}
+        setup["hardware"]["torch_threads"] = torch.get_num_threads()
+        try:
+            rows = _earlier(options.out, setup) if options.add else {}
+        except ValueError as error:
+            print(error, file=sys.stderr)
+            return 2
+        options.out.parent.mkdir(parents=True, exist_ok=True)
         for recipe in options.recipe:
-            report["rows"][recipe.name] = _measured(recipe, chosen, options)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+            rows[recipe.name] = {**_measured(recipe, chosen, options), "run": run}
+            text = json.dumps({"header": setup, "rows": dict(sorted(rows.items()))}, indent=1)
+            options.out.write_text(text + "\n", encoding="utf-8")
     return 0
+
+
+def _earlier(file: Path, setup: dict[str, Any]) -> dict[str, Any]:
+    """The rows of an earlier run, each of which says what it was in.
+
+    Raises:
+        ValueError: it was made on another machine or with other versions, so its rows don't belong beside new ones.
+    """
+    if not file.exists():
+        return {}
+    found = json.loads(file.read_text(encoding="utf-8"))
+    for what, now in setup.items():
+        if (then := found["header"][what]) != now:
+            raise ValueError(f"{file} has {what} {then}, this run {now}: without --add all rows are measured anew")
+    rows: dict[str, Any] = found["rows"]
+    return rows
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
@@ -140,6 +162,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=2.0, help="of a recipe's round under one option, at least")
     parser.add_argument("--look-s", type=float, default=3.0, help="seconds of looking whether the machine is busy")
     parser.add_argument("--force", action="store_true", help="measure on a busy machine all the same")
+    parser.add_argument("--add", action="store_true", help="keep the rows of other recipes that --out holds already")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/train_speed.json"))
     options = parser.parse_args(arguments)
     options.option = options.option or names

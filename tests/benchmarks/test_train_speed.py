@@ -90,6 +90,28 @@ def test_recipes_whose_steps_are_the_same_are_measured_once():
     assert not [name for name in found if name.endswith(("-paper", "-fine"))]
 
 
+def test_several_runs_on_one_machine_make_one_result(tmp_path):
+    out = tmp_path / "speed.json"
+    option = "--option=bf16 channels_last"
+    assert main([*SHORT, option, "--add", f"--out={out}"]) == 0
+    second = [*SHORT[:-2], "--recipe=soap-dr-cnn", "--force", "--rounds=2", option, f"--out={out}"]
+    assert main([*second, "--add"]) == 0
+    found = json.loads(out.read_text())
+    assert list(found["rows"]) == ["soap-dr-cnn", "soap-dr-fcn"]
+    assert [row["run"]["measured_rounds"] for row in found["rows"].values()] == [2, 1]
+    assert main(second) == 0
+    assert list(json.loads(out.read_text())["rows"]) == ["soap-dr-cnn"]
+
+
+def test_rows_of_another_machine_do_not_stand_beside_new_ones(tmp_path, capsys):
+    out = tmp_path / "speed.json"
+    earlier = {"header": {"hardware": {"cpu": "Another CPU"}}, "rows": {}}
+    out.write_text(json.dumps(earlier))
+    assert main([*SHORT, "--add", f"--out={out}"]) == 2
+    assert "has hardware {'cpu': 'Another CPU'}, this run {" in capsys.readouterr().err
+    assert json.loads(out.read_text()) == earlier
+
+
 def test_an_unknown_recipe_is_told_with_those_there_are(capsys):
     with pytest.raises(SystemExit):
         main(["--recipe=soap-xy"])
@@ -112,18 +134,25 @@ def test_the_table_says_what_is_faster_than_the_recipe_by_more_than_the_spread(m
     header = {
         "hardware": {"torch_threads": 1, "cpu": "A CPU"},
         "versions": {"torch": "9.9"},
-        "measured_rounds": 5,
-        "busy_percent_before": 2.4,
     }
+    run = {"measured_rounds": 5, "busy_percent_before": 2.4}
     own, close, clear = timed(100, 110, 90), timed(120, 130, 105), timed(150, 160, 140, compile_s=41.7)
     rows = {
-        "one": {"batch_size": 64, "own": "a", "options": {"a": own, "b": close, "c": {"unavailable": "No compiler"}}},
-        "two": {"batch_size": 128, "own": "a", "options": {"a": own, "b": close, "c": clear}},
+        "one": {
+            "run": run,
+            "batch_size": 64,
+            "own": "a",
+            "options": {"a": own, "b": close, "c": {"unavailable": "No compiler"}},
+        },
+        "two": {"run": run, "batch_size": 128, "own": "a", "options": {"a": own, "b": close, "c": clear}},
     }
     (tmp_path / "train_speed.json").write_text(json.dumps({"header": header, "rows": rows}))
     monkeypatch.setattr(costs, "RESULTS", tmp_path)
     text = costs.train_speed()
-    assert "1 thread, A CPU, PyTorch 9.9, median of 5 interleaved rounds; before it the machine was 2 % busy" in text
+    assert (
+        "1 thread, A CPU, PyTorch 9.9, median of 5 interleaved rounds; before it the machine was at most 2 % busy"
+        in text
+    )
     assert "| `one` | 64 | 100 (90 to 110) \\* | 120 (105 to 130) | unavailable |  | \\* |" in text
     assert "| `two` | 128 | 100 (90 to 110) \\* | 120 (105 to 130) | 150 (140 to 160) | 42 | c, 1.50x |" in text
     assert text.endswith("No c for `one`: No compiler")

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from models.catalog import Catalog
@@ -134,16 +135,54 @@ def growth() -> str:
     return "\n".join(rows)
 
 
+def startup() -> str:
+    """How soon the service is ready, and what its first requests take beside later ones."""
+    found = _read("startup.json")
+    if found is None:
+        return ""
+    head, starts = found["header"], found["starts"]
+    ready, goal_s = [start["ready_s"] for start in starts], 5
+    said = "" if max(ready) < goal_s else f"; **the goal is under {goal_s} s**"
+    lines = [
+        f"{head['hardware']['cpu']}, {head['hardware']['cores']} cores, PyTorch {head['versions']['torch']}; before it the "
+        f"machine was {head['busy_percent_before']:.0f} % busy. Ready after {median(ready):.1f} s ({min(ready):.1f} to "
+        f"{max(ready):.1f} in {len(starts)} starts{said}). Milliseconds of requests, one "
+        "after the other; medians over the starts.\n",
+        "| purifier | asked | first | second | third | tenth | median of the later ones | first / tenth |",
+        "|" + "---|" * 8,
+    ]
+    for settle_s in dict.fromkeys(start["settle_s"] for start in starts):
+        asked = [start["ms"] for start in starts if start["settle_s"] == settle_s]
+        when = f"{settle_s:.0f} s later" if settle_s else "at once"
+        lines += [f"| {_name(name)} | {when} | {_requests([ms[name] for ms in asked])} |" for name in asked[0]]
+    return "\n".join(lines)
+
+
+def _name(purifier: str) -> str:
+    return "the default" if purifier == "default" else f"`{purifier}`"
+
+
+def _requests(starts: list[list[float]]) -> str:
+    """The first requests after several starts, as cells."""
+    ms = [median(each) for each in zip(*starts, strict=True)]
+    return " | ".join(
+        [*(f"{ms[place]:.1f}" for place in (0, 1, 2, 9)), f"{median(ms[10:]):.1f}", f"{ms[0] / ms[9]:.1f}"]
+    )
+
+
 def train_speed() -> str:
     """Images a second that each recipe learns from, by precision, layout and compilation."""
     found = _read("train_speed.json")
     if found is None:
         return ""
-    head, rows = found["header"], found["rows"]
+    rows = found["rows"]
+    runs = [row["run"] for row in rows.values()]
+    head = found["header"] | {"measured_rounds": min(run["measured_rounds"] for run in runs)}
+    busy = max(run["busy_percent_before"] for run in runs)
     names = list(dict.fromkeys(name for row in rows.values() for name in row["options"]))
     lines = [
         f"Images a second, in brackets the slowest and the fastest round; \\* is what the recipe says today. "
-        f"{_setup(head)}; before it the machine was {head['busy_percent_before']:.0f} % busy.\n",
+        f"{_setup(head)}; before it the machine was at most {busy:.0f} % busy.\n",
         f"| recipe | batch | {' | '.join(names)} | s to compile | fastest |",
         "|" + "---|" * (len(names) + 4),
     ]
