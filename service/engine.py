@@ -108,6 +108,7 @@ class Engine:
         self.settings = settings
         self._catalog = catalog
         self._defaults: dict[str, str] = {}
+        self._asking, self._heard = 0, time.monotonic()  # images under way, and when the last one went
         self._waits_for: str | None = "the catalog is not loaded yet"
         self._nurse: asyncio.Task[None] | None = None
         self._threads = ThreadPool(settings.decode_threads)
@@ -173,6 +174,10 @@ class Engine:
     def waiting(self) -> tuple[int, float]:
         """How many images wait, and how long they should take, in seconds."""
         return self._worker.waiting()
+
+    def quiet_s(self) -> float:
+        """For how long nobody has been waiting for an answer, in seconds."""
+        return 0.0 if self._asking else time.monotonic() - self._heard
 
     @property
     def catalog(self) -> Catalog:
@@ -260,9 +265,13 @@ class Engine:
         Raises:
             errors.Problem: everything that can happen.
         """
-        with self.problems(deadline):
-            async with asyncio.timeout(deadline.left_s()):
-                return await self._answer(data, ask, deadline)
+        self._asking += 1
+        try:
+            with self.problems(deadline):
+                async with asyncio.timeout(deadline.left_s()):
+                    return await self._answer(data, ask, deadline)
+        finally:
+            self._asking, self._heard = self._asking - 1, time.monotonic()
 
     @contextmanager
     def problems(self, deadline: Deadline | None = None) -> Iterator[None]:

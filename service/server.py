@@ -6,7 +6,6 @@ import math
 import signal
 import socket
 import time
-from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -44,7 +43,8 @@ def serve(settings: Settings) -> None:
     crew.prepare(settings)
     use_cores(1)  # before a checkpoint is loaded, see there
     app = create_app(settings, Catalog.open(settings.zoo, settings.torch_device()))
-    build_server(settings, app, once_ready=spare_collector).run()
+    spare_collector()  # while the helpers still import; once the service is ready it would hold up the first request
+    build_server(settings, app).run()
 
 
 def _leave(_signal: int, _frame: FrameType | None) -> None:
@@ -52,15 +52,13 @@ def _leave(_signal: int, _frame: FrameType | None) -> None:
     raise SystemExit(0)
 
 
-def build_server(settings: Settings, app: FastAPI, once_ready: Callable[[], None] = lambda: None) -> uvicorn.Server:
+def build_server(settings: Settings, app: FastAPI) -> uvicorn.Server:
     """A server that says in one line where it listens; with the admin's beside it where the settings want one.
-
-    once_ready: called once, when it is ready for the first time.
 
     Raises:
         SystemExit: the admin's address is taken.
     """
-    return _Server(_config(settings, app, host=settings.host, port=settings.port), settings, once_ready)
+    return _Server(_config(settings, app, host=settings.host, port=settings.port), settings)
 
 
 def _config(settings: Settings, app: FastAPI, **more: Any) -> uvicorn.Config:
@@ -80,10 +78,9 @@ def _config(settings: Settings, app: FastAPI, **more: Any) -> uvicorn.Config:
 class _Server(uvicorn.Server):
     """Leaves politely: SIGTERM turns /readyz red; after a delay nothing new is taken, and what was taken is finished."""
 
-    def __init__(self, config: uvicorn.Config, settings: Settings, once_ready: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, settings: Settings) -> None:
         super().__init__(config)
         self._settings = settings
-        self._once_ready: Callable[[], None] | None = once_ready
         self._leaves_at = math.inf
         self._warming: asyncio.Task[None] | None = None
         self._admin: admin_server.AdminServer | None = None
@@ -100,11 +97,9 @@ class _Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Whether to leave; called ten times a second."""
-        if self._once_ready and (engine := self._engine()) is not None and engine.unready() is None:
-            self._once_ready()
-            self._once_ready = None
-            if self._settings.warm_all:
-                self._warming = asyncio.create_task(warm_others(engine))
+        engine = self._engine() if self._settings.warm_all and self._warming is None else None
+        if engine is not None and engine.unready() is None:
+            self._warming = asyncio.create_task(warm_others(engine))
         if time.monotonic() >= self._leaves_at:
             self.should_exit = True
         return await super().on_tick(counter)

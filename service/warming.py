@@ -13,7 +13,9 @@ from service.engine import WARMING, Engine
 
 log = logging.getLogger(__name__)
 
-# Between two runs: so long at least is free for requests, which wait for one run at most.
+# So long must nobody have asked for anything: whoever asks for one image after the other isn't held up between them. Only the
+# first after a silence may find the device at a run that nobody wants, and waits for that one.
+QUIET_S = 0.3
 PAUSE_S = 0.05
 
 
@@ -24,7 +26,7 @@ async def warm_others(engine: Engine) -> None:
         tried.add(offer)
         try:
             for _ in range(WARMING):
-                await _nobody_waits(engine)
+                await _quiet(engine)
                 with engine.problems():
                     await engine.warm(offer)
         except errors.Problem as error:
@@ -38,7 +40,6 @@ def _cold(catalog: Catalog, tried: set[Offer]) -> Offer | None:
     return min(cold, key=lambda offer: catalog.resolve(offer.model, offer.purifier) is not offer, default=None)
 
 
-async def _nobody_waits(engine: Engine) -> None:
-    await asyncio.sleep(PAUSE_S)
-    while engine.waiting()[0]:
+async def _quiet(engine: Engine) -> None:
+    while engine.quiet_s() < QUIET_S:
         await asyncio.sleep(PAUSE_S)

@@ -1,4 +1,5 @@
 import logging
+import time
 from typing import Any
 
 import pytest
@@ -6,7 +7,7 @@ from torch import Tensor
 
 from models.catalog import Catalog
 from service.settings import Settings
-from service.warming import warm_others
+from service.warming import QUIET_S, warm_others
 
 
 def warm(api: Any) -> None:
@@ -54,21 +55,35 @@ def test_one_that_fails_is_logged_and_the_others_are_warmed(run: Any, hooked: An
     assert len(names(catalog)) == len(catalog.offers())
 
 
-def test_it_waits_while_somebody_does(run: Any, zoo: Any) -> None:
-    catalog = Catalog.open([zoo])
+def test_it_waits_until_nobody_has_asked_for_a_while(run: Any, zoo: Any, png: Any) -> None:
+    catalog, asked = Catalog.open([zoo]), []
     with run(Settings(), catalog) as api:
         api.wait_ready()
-        waiting = [(2, 0.1), (1, 0.1), (1, 0.1)]
-        engine, seen = api.app.state.engine, []
+        engine, started = api.app.state.engine, []
         inner = engine.warm
 
         async def noted(offer: Any) -> Any:
-            seen.append(len(waiting))
+            started.append(time.monotonic())
             return await inner(offer)
 
-        engine.warm, engine.waiting = noted, lambda: waiting.pop() if waiting else (0, 0.0)
-        warm(api)
-        assert seen[0] == 0
+        engine.warm = noted
+        task = api.portal.start_task_soon(warm_others, engine)
+        while len(asked) < 5 or asked[-1] - asked[0] < 2 * QUIET_S:
+            asked.append(time.monotonic())
+            assert api.post("/classify", content=png()).status_code == 200
+        task.result(60)
+        assert not [at for at in started if asked[0] < at < asked[-1]]
+        assert started[-1] > asked[-1] + QUIET_S
+
+
+def test_it_is_not_quiet_while_somebody_waits_for_an_answer(run: Any, hooked: Any, png: Any) -> None:
+    quiet: list[float] = []
+    with run(Settings(), hooked(lambda x: quiet.append(api.app.state.engine.quiet_s()))) as api:
+        api.wait_ready()
+        assert quiet[-1] > 0  # in the warm-up
+        assert api.post("/classify", content=png()).status_code == 200
+        assert quiet[-1] == 0
+        assert api.app.state.engine.quiet_s() > 0
 
 
 @pytest.mark.parametrize("trouble", [True, False])
