@@ -63,6 +63,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "growth": costs.growth,
     "aid-cost": costs.aid_cost,
     "peers": peers.peers,
+    "chunks": costs.chunks,
     "startup": costs.startup,
     "train-speed": costs.train_speed,
     "overall": lambda: overall.overall(_shipped()),

@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from benchmarks.speed import aid, growth, picture, published
+from benchmarks.speed import aid, chunks, growth, picture, published
 from benchmarks.speed.__main__ import main
 from benchmarks.speed.rows import rows
 from models.catalog import Catalog
@@ -88,7 +88,7 @@ def test_tables_and_picture_are_made_of_the_results(found, monkeypatch, tmp_path
 
 def test_what_was_not_measured_yet_makes_no_table(monkeypatch, tmp_path):
     monkeypatch.setattr(costs, "RESULTS", tmp_path)
-    assert costs.speed() == costs.speed_goals() == costs.growth() == costs.aid_cost() == ""
+    assert costs.speed() == costs.speed_goals() == costs.growth() == costs.aid_cost() == costs.chunks() == ""
 
 
 def test_growth_tells_the_powers_that_time_and_work_grow_with(monkeypatch, tmp_path):
@@ -102,6 +102,22 @@ def test_growth_tells_the_powers_that_time_and_work_grow_with(monkeypatch, tmp_p
     assert "| steps | 1 / 2 / 5 / 10 |" in costs.growth()
     growth.draw(json.loads(out.read_text()), tmp_path / "growth.png")
     assert (tmp_path / "growth.png").exists()
+
+
+def test_chunks_of_every_size_are_timed_and_set_beside_the_one_in_use(monkeypatch, tmp_path):
+    monkeypatch.setattr(chunks, "SHORT_S", 0)
+    before = torch.get_num_threads()
+    arguments = ["--purifier=none", "--rounds=1", "--look-s=0.1", "--force", f"--out={tmp_path / 'chunks.json'}"]
+    assert chunks.main(arguments) == 0
+    assert torch.get_num_threads() == before
+    found = json.loads((tmp_path / "chunks.json").read_text())
+    assert [row["threads"] for row in found["rows"]] == sorted({1, before})
+    for size, ms in zip(("4", "8", "32"), (2.0, 1.0, 1.5), strict=True):
+        found["rows"][0]["ms"][size]["median_ms"] = ms
+    found["rows"][0]["ms"] = {size: found["rows"][0]["ms"][size] for size in ("4", "8", "32")}
+    (tmp_path / "chunks.json").write_text(json.dumps(found | {"rows": found["rows"][:1]}))
+    monkeypatch.setattr(costs, "RESULTS", tmp_path)
+    assert costs.chunks().endswith("| `none` | 1 | 2.00 | 1.00 | 1.50 | 50 % |")
 
 
 def test_exponents():

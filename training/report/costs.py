@@ -135,6 +135,27 @@ def growth() -> str:
     return "\n".join(rows)
 
 
+def chunks() -> str:
+    """What an image takes by how many go through the network together, and how far the size that is used is from the best."""
+    found = _read("chunks.json")
+    if found is None:
+        return ""
+    head, used = found["header"], str(found["header"]["chunk"])
+    sizes = list(found["rows"][0]["ms"])
+    lines = [
+        f"{head['hardware']['cpu']}, PyTorch {head['versions']['torch']}, median of {head['measured_rounds']} interleaved "
+        f"rounds; ms an image.\n",
+        f"| purifier | threads | {' | '.join(sizes)} | {used} is slower than the best by |",
+        "|" + "---|" * (len(sizes) + 3),
+    ]
+    for row in found["rows"]:
+        ms = {size: row["ms"][size]["median_ms"] for size in sizes}
+        apart = 100 * (ms[used] / min(ms.values()) - 1)
+        times = " | ".join(f"{each:.2f}" for each in ms.values())
+        lines.append(f"| `{row['purifier']}` | {row['threads']} | {times} | {apart:.0f} % |")
+    return "\n".join(lines)
+
+
 def startup() -> str:
     """How soon the service is ready, and what its first requests take beside later ones."""
     found = _read("startup.json")
