@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from prometheus_client import disable_created_metrics
 
 from models.catalog import Catalog
-from service import admin_server, logs
+from service import admin_server, crew, logs
 from service.admin import create_admin
 from service.app import create_app
 from service.engine import Engine
@@ -40,6 +40,7 @@ def serve(settings: Settings) -> None:
     logs.configure(settings.log_level, settings.log_format)
     disable_created_metrics()  # a second series for each counter, of no use to Prometheus
     log.info("settings %s", settings.model_dump_json())
+    crew.prepare(settings)
     use_cores(1)  # before a checkpoint is loaded, see there
     app = create_app(settings, Catalog.open(settings.zoo, settings.torch_device()))
     spare_collector()  # while the helpers still import; once the service is ready it would hold up the first request

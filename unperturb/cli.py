@@ -41,15 +41,11 @@ def serve(
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N. Default: cuda where there is one.")] = None,
 ) -> None:
     """Run the HTTP service. Every other setting is an environment variable UNPERTURB_..., see docs/settings.md."""
-    from service import crew
+    from service.server import serve as run
     from service.settings import Settings
 
     given: dict[str, Any] = {"host": host, "port": port, "zoo": tuple(zoo) if zoo else None, "device": device}
-    chosen = Settings(**{name: value for name, value in given.items() if value is not None})
-    crew.prepare(chosen)  # which imports on another core while this process imports the rest
-    from service.server import serve as run
-
-    run(chosen)
+    run(Settings(**{name: value for name, value in given.items() if value is not None}))
 
 
 @app.command()
