@@ -6,6 +6,7 @@ from statistics import median
 from typing import Any
 
 from models.catalog import Catalog
+from training.report import layout
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
@@ -90,18 +91,38 @@ def _three(values: dict[str, float | None], form: str) -> str:
 
 
 def speed_goals() -> str:
-    """What a purifier was to reach, and whether it did."""
+    """What a purifier was to reach, and whether it did.
+
+    Goals in ms were set on another machine; what they ask for beside the authors' code there is what this one can be held to.
+    """
     found = _read("speed.json")
     if found is None:
         return ""
-    rows = ["| purifier | batch | goal | measured | met |", "|---|---|---|---|---|"]
-    for name, row in found["rows"].items():
-        for batch, goal in row["goals"].items():
-            ms, times = row["sides"]["ours"]["ms"][batch]["median_ms"], row["times_published"][batch]
-            asked = f"<= {goal['ms']:g} ms" if goal["ms"] else f">= {goal['times']:g} times the published loop"
-            measured = f"{ms:.2f} ms" if goal["ms"] else f"{times:.1f} times"
-            rows.append(f"| {name} | {batch} | {asked} | {measured} | {'yes' if goal['met'] else '**no**'} |")
-    return "\n".join(rows)
+    heads = ["purifier", "batch", "goal, ms", "measured", "met", "goal, times the published loop", "measured", "met"]
+    rows = [
+        [name, batch, *_in_ms(goal["ms"], row, batch), *_in_times(goal, row, batch)]
+        for name, row in found["rows"].items()
+        for batch, goal in row["goals"].items()
+    ]
+    return layout.table(heads, rows)
+
+
+def _in_ms(most: float | None, row: dict[str, Any], batch: str) -> list[str]:
+    if most is None:
+        return [""] * 3
+    ms = row["sides"]["ours"]["ms"][batch]["median_ms"]
+    return [f"<= {most:g}", f"{ms:.2f}", _met(ms <= most)]
+
+
+def _in_times(goal: dict[str, Any], row: dict[str, Any], batch: str) -> list[str]:
+    if not goal["times"] and not row["authors_ms"]:
+        return [""] * 3
+    least, times = goal["times"] or row["authors_ms"][batch] / goal["ms"], row["times_published"][batch]
+    return [f">= {least:.3g}", f"{times:.1f}", _met(times >= least)]
+
+
+def _met(met: bool) -> str:
+    return "yes" if met else "**no**"
 
 
 def aid_cost() -> str:
