@@ -29,6 +29,7 @@ from models.checkpoint import (
 )
 from models.classifiers import Classifier, frozen
 from models.networks import frozen_network
+from models.precision import Precision
 from models.purifiers import Material, OptionError, Options, Purified, Purifier, PurifierInfo, Wanted, build_purifier
 from models.purifiers.chain import Chain
 
@@ -159,8 +160,9 @@ class Loaded:
     since: when its files were read.
     """
 
-    def __init__(self, checkpoint: Checkpoint | AddOn, device: torch.device) -> None:
+    def __init__(self, checkpoint: Checkpoint | AddOn, device: torch.device, precision: Precision = "fp32") -> None:
         self.checkpoint, self.since, self.device = checkpoint, datetime.now(UTC), device
+        self.precision: Precision = precision
         self._network: nn.Module | None = None
         self._lock = threading.Lock()
 
@@ -186,8 +188,8 @@ class Loaded:
 
     def _build(self) -> nn.Module:
         if isinstance(self.checkpoint, Checkpoint):
-            return frozen(self.checkpoint.classifier(), self.device)
-        return frozen_network(self.checkpoint.network(), self.device)
+            return frozen(self.checkpoint.classifier(), self.device, self.precision)
+        return frozen_network(self.checkpoint.network(), self.device, self.precision)
 
 
 @dataclass(frozen=True, eq=False)
@@ -323,11 +325,16 @@ class Catalog:
     What a catalog holds never changes; `with_checkpoint` and `without` make another one that shares the networks.
     """
 
-    def __init__(self, checkpoints: Iterable[Checkpoint | AddOn], device: torch.device | str = "cpu") -> None:
-        self.device = torch.device(device)
+    def __init__(
+        self,
+        checkpoints: Iterable[Checkpoint | AddOn],
+        device: torch.device | str = "cpu",
+        precision: Precision = "fp32",
+    ) -> None:
+        self.device, self.precision = torch.device(device), precision
         loaded: dict[tuple[str, str], Loaded] = {}
         for checkpoint in checkpoints:
-            one = Loaded(checkpoint, self.device)
+            one = Loaded(checkpoint, self.device, self.precision)
             if one.key in loaded:
                 model, name = one.key
                 first = loaded[one.key].checkpoint.folder
@@ -356,7 +363,9 @@ class Catalog:
                 )
 
     @classmethod
-    def open(cls, folders: Sequence[Path] = (ZOO,), device: torch.device | str = "cpu") -> "Catalog":
+    def open(
+        cls, folders: Sequence[Path] = (ZOO,), device: torch.device | str = "cpu", precision: Precision = "fp32"
+    ) -> "Catalog":
         """Read every checkpoint below `folders` (each a checkpoint itself, or a folder of checkpoints).
 
         Raises:
@@ -368,7 +377,7 @@ class Catalog:
             if not cards:
                 raise CheckpointError(f"{folder}: no checkpoint here (looked for {CARD} and */{CARD})")
             found += [open_checkpoint(card.parent) for card in cards]
-        return cls(found, device)
+        return cls(found, device, precision)
 
     def with_checkpoint(self, checkpoint: Checkpoint | AddOn) -> Self:
         """This catalog with one checkpoint more, or with another one in the place of that of the same names.
@@ -378,7 +387,7 @@ class Catalog:
         Raises:
             CheckpointError: it offers a purifier that its classifier has already.
         """
-        added = Loaded(checkpoint, self.device)
+        added = Loaded(checkpoint, self.device, self.precision)
         return self._with({**self._loaded, added.key: added})
 
     def without(self, model: str, name: str) -> Self:

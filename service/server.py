@@ -42,7 +42,7 @@ def serve(settings: Settings) -> None:
     log.info("settings %s", settings.model_dump_json())
     crew.prepare(settings)
     use_cores(1)  # before a checkpoint is loaded, see there
-    app = create_app(settings, Catalog.open(settings.zoo, settings.torch_device()))
+    app = create_app(settings, Catalog.open(settings.zoo, settings.torch_device(), settings.precision))
     spare_collector()  # while the helpers still import; once the service is ready it would hold up the first request
     build_server(settings, app).run()
 

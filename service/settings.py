@@ -10,6 +10,7 @@ from pydantic import DirectoryPath, Field, SecretStr, field_validator, model_val
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models.catalog import ZOO
+from models.precision import Precision
 from service import tracing
 from service.decode import FORMATS, MAX_SIDE, Format
 
@@ -55,6 +56,11 @@ class Settings(BaseSettings):
         default="auto",
         pattern=r"^(auto|cpu|cuda(:\d+)?)$",
         description="Where the networks run: cpu, cuda or cuda:1; auto takes cuda where there is one.",
+    )
+    precision: Precision = Field(
+        default="fp32",
+        description="In which the networks compute; bf16 is faster on some processors and changes answers: "
+        "docs/performance.md.",
     )
     threads: int | None = Field(
         default=None, ge=1, le=1024, description="CPU cores that the networks take; unset leaves PyTorch's choice: all."

@@ -151,7 +151,7 @@ def variants_of(defenses: Sequence[Defense], path: Path) -> list[Defense]:
 def _variant(name: str, entries: dict[str, PurifierEntry], defenses: Sequence[Defense]) -> Defense:
     like = next((defense for defense in defenses if defense.info.kind == entries[name].kind), defenses[0])
     card = like.card.model_copy(update={"purifiers": entries})
-    network = frozen_network(like.addons[0].network(), like.device) if like.addons else None
+    network = frozen_network(like.addons[0].network(), like.device, like.classifier.precision) if like.addons else None
     return replace(build_defense(name, card, like.classifier, like.device, network), addons=like.addons)
 
 
@@ -363,6 +363,7 @@ class Evaluation:
             **self._made_on(),
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
             "device": str(self.x.device),
+            **_precision(self.defenses),
         }
 
     def _made_on(self) -> dict[str, Any]:
@@ -388,6 +389,12 @@ class Evaluation:
                 f"{self.out} holds results of another checkpoint, plan or version; move it away or choose another --out"
             )
         self.cells = cells
+
+
+def _precision(defenses: Sequence[Defense]) -> dict[str, Any]:
+    """In which the networks computed; nothing where that is float32."""
+    found = defenses[0].classifier.precision
+    return {} if found == "fp32" else {"precision": found}
 
 
 def _addons(defenses: Sequence[Defense]) -> dict[str, Any]:

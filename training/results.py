@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from models.precision import Precision
 from training.evaluate import Cell
 from training.plan import EvaluationError
 
@@ -29,6 +30,7 @@ class Result(BaseModel):
     budget: float
     plan: str = ""
     data: str = ""
+    precision: Precision = "fp32"
     weights_sha256: str = ""
     settings: Mapping[str, Any] = {}
     addons: Mapping[str, Any] = {}
@@ -53,7 +55,8 @@ class Result(BaseModel):
 
     def defence(self, purifier: str) -> str:
         """What two files must agree in for a purifier to be the same one in both."""
-        parts = self.weights_sha256, self.settings.get(purifier, {}), self.addons.get(purifier, [])
+        parts = [self.weights_sha256, self.settings.get(purifier, {}), self.addons.get(purifier, [])]
+        parts += [self.precision] if self.precision != "fp32" else []
         return json.dumps(parts, sort_keys=True)
 
 

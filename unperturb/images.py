@@ -18,7 +18,7 @@ from service.errors import Problem
 from service.pipeline import Answer, Lane, Work, run_batch
 from service.settings import Settings
 from service.votes import predictions
-from unperturb.options import Device, Json, Model, Zoo, open_catalog
+from unperturb.options import Device, Json, Model, Precision, Zoo, open_catalog
 
 PurifierName = Annotated[
     str | None, typer.Option(help="How to purify: see `unperturb models`. Default: what the service takes.")
@@ -46,10 +46,11 @@ def classify(
     seed: Seed = 0,
     zoo: Zoo = None,
     device: Device = "cpu",
+    precision: Precision = "fp32",
     as_json: Json = False,
 ) -> None:
     """Purify and classify image files; a broken one is reported, the others are done all the same."""
-    defense = _chosen(open_catalog(zoo, device), model, purifier, classifier)
+    defense = _chosen(open_catalog(zoo, device, precision), model, purifier, classifier)
     outcomes = _run(defense, files, Options(epsilon, steps), seed=seed)
     if as_json:
         records = [_record(defense, file, outcome, top_k) for file, outcome in zip(files, outcomes, strict=True)]
@@ -71,10 +72,11 @@ def purify(
     seed: Seed = 0,
     zoo: Zoo = None,
     device: Device = "cpu",
+    precision: Precision = "fp32",
     as_json: Json = False,
 ) -> None:
     """Purify one image file and write the result as PNG."""
-    defense = _chosen(open_catalog(zoo, device), model, purifier, classifier)
+    defense = _chosen(open_catalog(zoo, device, precision), model, purifier, classifier)
     (outcome,) = _run(defense, [file], Options(epsilon, steps), seed=seed, want_image=True)
     if isinstance(outcome, Exception):
         raise outcome

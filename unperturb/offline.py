@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from models.checkpoint import AddOnCard, Card, Checkpoint, write_card
-from unperturb.options import Data, Device, Json, Model, Threads, Zoo, open_catalog
+from unperturb.options import Data, Device, Json, Model, Precision, Threads, Zoo, open_catalog
 
 if TYPE_CHECKING:
     from models.convert import Conversion
@@ -114,6 +114,7 @@ def evaluate(
     data: Data = None,
     threads: Threads = None,
     device: Device = "cpu",
+    precision: Precision = "fp32",
     as_json: Json = False,
 ) -> None:
     """Measure accuracy under attack; the same command continues an interrupted evaluation."""
@@ -122,7 +123,7 @@ def evaluate(
     from training.loop import threads as limited
     from training.plan import load_plan
 
-    catalog = open_catalog(zoo, device)
+    catalog = open_catalog(zoo, device, precision)
     defenses = evaluation.defenses_of(catalog, model, classifier, chain or ())
     given = (("first", first), ("n", n), ("adaptive_n", adaptive_n))
     overrides = {key: value for key, value in given if value is not None}

@@ -6,6 +6,7 @@ from typing import Annotated
 import torch
 import typer
 
+import models.precision
 from models.catalog import ZOO, Catalog
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, for scripts.")]
@@ -14,6 +15,10 @@ Zoo = Annotated[
     typer.Option("--zoo", help="Folder of checkpoints, or one checkpoint; may be repeated. Default: the shipped ones."),
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, or cuda:N.")]
+Precision = Annotated[
+    models.precision.Precision,
+    typer.Option(help="In which the networks compute; bf16 is faster on some processors and changes answers."),
+]
 Data = Annotated[
     Path | None,
     typer.Option(help="Folder that holds the data sets. Default: $UNPERTURB_DATA, else ./data."),
@@ -31,7 +36,9 @@ class DeviceError(Exception):
     """This machine has no such device."""
 
 
-def open_catalog(zoo: list[Path] | None, device: str = "cpu") -> Catalog:
+def open_catalog(
+    zoo: list[Path] | None, device: str = "cpu", precision: models.precision.Precision = "fp32"
+) -> Catalog:
     """The catalog of the given folders, or of the shipped ones.
 
     Raises:
@@ -41,4 +48,4 @@ def open_catalog(zoo: list[Path] | None, device: str = "cpu") -> Catalog:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:  # the latter from a PyTorch that was built without the device
         raise DeviceError(f"--device {device}: {str(error).splitlines()[0]}; `--device cpu` always works") from error
-    return Catalog.open(tuple(zoo) if zoo else (ZOO,), device)
+    return Catalog.open(tuple(zoo) if zoo else (ZOO,), device, precision)

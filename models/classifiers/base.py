@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from models.fused import fold_batch_norm, fuse, runs
+from models.precision import DTYPES, Precision
 from models.registry import Registry, called
 from models.rounding import by_rows
 
@@ -28,7 +29,8 @@ class Classifier(nn.Module):
         taps: names of those layers of the encoder (an `nn.Sequential`) whose outputs a purifier may read.
 
     `batch_invariant`: on a CPU an image's outputs are the same bits whatever the size of its batch; `frozen` sees to it where
-    that costs little. `fused`: every convolution is, see models/fused.py.
+    that costs little. `fused`: every convolution is, see models/fused.py. `precision`: in which the encoder computes; what goes
+    in and comes out is float32 all the same, and so are the heads.
     """
 
     mean: Tensor
@@ -50,6 +52,7 @@ class Classifier(nn.Module):
         self.aux_head = aux_head
         self.batch_invariant = False
         self.fused = False
+        self.precision: Precision = "fp32"
         self._taps = dict(taps or {})  # of layers that are the encoder's: not in the state dict, copied with it
         # Not in the state dict: the card names them, and strict loading should not depend on two copies agreeing.
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
@@ -65,7 +68,7 @@ class Classifier(nn.Module):
         """z = f(x). x: (N, C, H, W) in [0, 1] -> z, of the shape the heads expect."""
         if _alone(self, x):
             return self.features(x.expand(2, -1, -1, -1))[:1]
-        z: Tensor = self.encoder(self._normalised(x))
+        z: Tensor = self._told(self.encoder(self._normalised(x)))
         return z
 
     def tapped(self, x: Tensor, names: Sequence[str]) -> list[Tensor]:
@@ -89,7 +92,7 @@ class Classifier(nn.Module):
                 found[id(layer)] = activation
                 if len(found) == len(wanted):
                     break
-        return [found[id(self._taps[name])] for name in names]
+        return [self._told(found[id(self._taps[name])]) for name in names]
 
     def from_tap(self, name: str, activation: Tensor) -> Tensor:
         """z, from what `tapped` gave for `name`: the rest of the encoder."""
@@ -97,13 +100,20 @@ class Classifier(nn.Module):
             twice = activation.expand(2, *activation.shape[1:]).contiguous(memory_format=torch.channels_last)
             return self.from_tap(name, twice)[:1]
         layers = list(self.encoder.children())
+        activation = self._inside(activation)
         for layer in layers[[id(each) for each in layers].index(id(self._taps[name])) + 1 :]:
             activation = layer(activation)
-        return activation
+        return self._told(activation)
 
     def _normalised(self, x: Tensor) -> Tensor:
         # Always in the layout of the weights: which one `x` comes in may depend on the size of its batch.
-        return ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        return self._inside(((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last))
+
+    def _inside(self, activation: Tensor) -> Tensor:
+        return activation if self.precision == "fp32" else activation.to(DTYPES[self.precision])
+
+    def _told(self, activation: Tensor) -> Tensor:
+        return activation if self.precision == "fp32" else activation.float()
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits g(f(x)). x: (N, C, H, W) in [0, 1] -> (N, K)."""
@@ -125,7 +135,7 @@ def numbered_taps(encoder: nn.Sequential, block: type[nn.Module], stem: int | No
     return {**first, **{f"block{i}": layer for i, layer in enumerate(blocks, start=1)}}
 
 
-def frozen(classifier: Classifier, device: torch.device | str = "cpu") -> Classifier:
+def frozen(classifier: Classifier, device: torch.device | str = "cpu", precision: Precision = "fp32") -> Classifier:
     """A copy of `classifier` for inference: eval mode, no parameter gradients, batch norm folded, channels last.
 
     Gradients with respect to the *input* still work; that is all a purifier needs. The argument is left alone.
@@ -134,6 +144,8 @@ def frozen(classifier: Classifier, device: torch.device | str = "cpu") -> Classi
     fold_batch_norm(copy)
     copy.batch_invariant = _make_batch_invariant(copy)
     copy.fused = fuse(copy, apart=copy._taps.values())
+    copy.precision = precision
+    copy.encoder.to(DTYPES[precision])
     return copy.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 

@@ -7,6 +7,8 @@ import torch
 from torch import nn
 
 from models.fused import fold_batch_norm, fuse
+from models.networks.generator import Generator
+from models.precision import DTYPES, Precision
 from models.registry import Registry, called
 
 NETWORKS: Registry[Callable[..., nn.Module]] = Registry("purifier network")
@@ -23,12 +25,16 @@ def build_network(name: str, /, **arguments: object) -> nn.Module:
     return called(f"purifier network {name!r}", NETWORKS.builder(name), arguments)
 
 
-def frozen_network(network: nn.Module, device: torch.device | str = "cpu") -> nn.Module:
+def frozen_network(network: nn.Module, device: torch.device | str = "cpu", precision: Precision = "fp32") -> nn.Module:
     """A copy for inference: eval mode, no parameter gradients, batch norm folded, channels last. The argument is left alone.
 
-    What reads `fused` of its network learns that all of its layers are, see models/fused.py.
+    precision: of a generator; heads on a classifier's features are small and stay in float32. What reads `fused` of its network
+    learns that all of its layers are, see models/fused.py.
     """
     copy = deepcopy(network).eval().requires_grad_(False)
     fold_batch_norm(copy)
     copy.fused = fuse(copy)  # type: ignore[assignment]
+    if isinstance(copy, Generator):
+        copy.precision = precision
+        copy.to(DTYPES[precision])
     return copy.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from models.fused import runs
+from models.precision import DTYPES, Precision
 
 
 class Generator(nn.Module):
@@ -16,6 +17,7 @@ class Generator(nn.Module):
     reach: int
     stride: int = 1
     fused: bool = False
+    precision: Precision = "fp32"
 
     def translate(self, x: Tensor) -> Tensor:
         """x: (N, C, H, W) in [0, 1], channels last -> (N, C, H, W), anything."""
@@ -26,5 +28,6 @@ class Generator(nn.Module):
         # CPU convolutions round one image alone otherwise than two or more, see models/classifiers/base.py.
         if len(x) == 1 and not self.training and not (self.fused and runs(x)):
             return self.forward(x.expand(2, -1, -1, -1))[:1]
-        y = self.translate(x.contiguous(memory_format=torch.channels_last))
+        inside = x if self.precision == "fp32" else x.to(DTYPES[self.precision])
+        y = self.translate(inside.contiguous(memory_format=torch.channels_last)).to(x.dtype)
         return y if self.training else y.clamp(0, 1)

@@ -24,6 +24,7 @@ from training.evaluate import (
 from training.plan import EvaluationError, Plan, load_plan
 from training.progress import Progress
 from training.recipe import load_recipe
+from training.results import Result
 from training.train import train
 
 DATA = Path(__file__).parents[1] / "data"
@@ -133,6 +134,18 @@ def test_results_of_another_checkpoint_are_not_continued(defenses, plan, data, t
     file.write_text(json.dumps({**found, "weights_sha256": "1" * 64}))
     with pytest.raises(EvaluationError, match="another checkpoint"):
         Evaluation(defenses, plan, file, data).run(quiet)
+
+
+def test_a_result_tells_a_precision_that_changes_answers(trained, defenses, plan, data, tmp_path, quiet):
+    rough = defenses_of(Catalog.open([trained], precision="bf16"), "mnist", "fcn-soap-dr")
+    headers = []
+    for name, some in (("exact", defenses), ("rough", rough)):
+        Evaluation(some, plan, tmp_path / name, data).run(quiet, purifiers=["none"], attacks=["none"])
+        headers.append(json.loads((tmp_path / name).read_text()))
+    assert ["precision" in header for header in headers] == [False, True]
+    exact, told = (Result.model_validate(header) for header in headers)
+    assert (exact.precision, told.precision) == ("fp32", "bf16")
+    assert exact.defence("none") != told.defence("none")
 
 
 def test_measurements_stand_in_the_card_beside_the_papers(defenses, plan, data, tmp_path, quiet, trained):
