@@ -107,7 +107,10 @@ def evaluate(
     n: PerImage = None,
     adaptive_n: PerImage = None,
     out: Annotated[
-        Path | None, typer.Option(help="Result file. Default: runs/results/MODEL-CLASSIFIER-PLAN.json.")
+        Path | None,
+        typer.Option(
+            help="Result file. Default: runs/results/MODEL-CLASSIFIER-PLAN.json, with another precision -PRECISION."
+        ),
     ] = None,
     card: Annotated[bool, typer.Option("--card", help="Write the results into the checkpoint's card.")] = False,
     zoo: Zoo = None,
@@ -121,8 +124,10 @@ def evaluate(
     from training import checks
     from training import evaluate as evaluation
     from training.loop import threads as limited
-    from training.plan import load_plan
+    from training.plan import EvaluationError, load_plan
 
+    if card and precision != "fp32":
+        raise EvaluationError("a card tells what its networks do in fp32; --card goes without --precision")
     catalog = open_catalog(zoo, device, precision)
     defenses = evaluation.defenses_of(catalog, model, classifier, chain or ())
     given = (("first", first), ("n", n), ("adaptive_n", adaptive_n))
@@ -131,7 +136,8 @@ def evaluate(
     chosen = load_plan(plan, data_set, overrides, _budget(epsilon))
     if variants:
         defenses = evaluation.variants_of(defenses, variants)
-    file = out or Path("runs") / "results" / f"{model}-{classifier}-{chosen.name}.json"
+    told = "" if precision == "fp32" else f"-{precision}"
+    file = out or Path("runs") / "results" / f"{model}-{classifier}-{chosen.name}{told}.json"
     fit = evaluation.fitted(catalog, model, chosen)
     for name in fit.missing:
         typer.echo(f"without images made on {name}: this zoo has no such classifier", err=True)

@@ -68,6 +68,16 @@ def test_classify_names_the_class_of_a_clean_sample():
     assert found["predictions"][0]["label"] == file.stem.split("-")[2]
 
 
+def test_another_precision_is_another_answer():
+    file = next(SAMPLES.glob("cifar10-clean-*.png"))
+    exact, rough = (
+        json.loads(run("classify", file, "--json", "--purifier", "none", *more).output)[0]["predictions"][0]
+        for more in ((), ("--precision", "bf16"))
+    )
+    assert rough["label"] == exact["label"]
+    assert rough["probability"] != exact["probability"]
+
+
 @pytest.mark.parametrize(("model", "purifier"), [("cifar10", "aid"), ("mnist", "soap-dr")])
 def test_without_a_purifier_the_one_of_the_service_is_meant(model, purifier):
     file = next(SAMPLES.glob(f"{model}-clean-*.png"))
@@ -204,6 +214,7 @@ def test_convert_makes_an_add_on_of_foreign_weights_of_a_purifier(tmp_path):
         (("train", "natural", "--data", "nowhere"), "UNPERTURB_DATA"),
         (("evaluate", "resnet18-at", "--epsilon", "rubbish"), "--epsilon: 'rubbish' is no length"),
         (("evaluate", "vgg"), "known: cifar10/"),
+        (("evaluate", "resnet18-at", "--precision", "bf16", "--card"), "a card tells what its networks do in fp32"),
     ],
 )
 def test_what_the_user_can_mend_is_one_clear_line(arguments, message, monkeypatch, capsys, tmp_path):
