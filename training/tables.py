@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from training.report import aid, costs, details, nrp, overall, peers, pix2pix, reverse, soap
+from training.report import aid, costs, details, nrp, overall, peers, pix2pix, precision, reverse, soap
 from training.results import Result, load_results, read_results, result_files
 
 ROOT = Path(__file__).parents[1]
@@ -55,6 +55,10 @@ def _variants(name: str) -> Callable[[], str]:
     return lambda: soap.variants(read_results([RESULTS / name]))
 
 
+def _precisions() -> list[Result]:
+    return read_results(sorted(RESULTS.glob("variants-precision-*.json")))
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "purifiers": costs.purifiers,
     "speed": costs.speed,
@@ -65,6 +69,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "peers": peers.peers,
     "chunks": costs.chunks,
     "startup": costs.startup,
+    "precision": lambda: precision.precisions(_precisions()),
     "train-speed": costs.train_speed,
     "overall": lambda: overall.overall(_shipped()),
     "overall-short": lambda: overall.overall(_shipped(), short=True),
