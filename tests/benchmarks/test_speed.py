@@ -3,11 +3,14 @@ import json
 import pytest
 import torch
 
+from benchmarks.measure import multiply_adds
 from benchmarks.speed import aid, chunks, growth, picture, published
 from benchmarks.speed.__main__ import main
 from benchmarks.speed.rows import rows
+from models import fused
 from models.catalog import Catalog
 from models.classifiers import build_classifier, frozen
+from models.networks import build_network, frozen_network
 from models.networks.aid import AidDiscriminator
 from models.purifiers.aid import AdversarialProbability
 from models.purifiers.soap import LabelConsistency
@@ -31,6 +34,26 @@ def test_every_way_is_timed_at_every_batch_and_gives_the_same_answers(found):
     assert row["agreement"]["oracle"]["label"] == row["agreement"]["published"]["label"] == 1
     # 55 gradients where ours takes 11.
     assert row["sides"]["published"]["multiply_adds"] > 4 * row["sides"]["ours"]["multiply_adds"]
+
+
+@pytest.mark.parametrize("name", ["classifier", "discriminator"])
+def test_fused_layers_count_as_those_that_they_stand_for(name, monkeypatch):
+    if name == "classifier":
+        network, x = frozen(build_classifier("resnet18-thin")), torch.rand(2, 3, 32, 32)
+    else:
+        arguments = {"taps": ["stem"], "channels": [16], "deeper": True, "width": 32}
+        made, x = frozen_network(build_network("aid", **arguments)), torch.rand(16, 16, 8, 8)
+
+        def network(activation):
+            return made([activation])
+
+    def count():
+        image = x.clone().requires_grad_()
+        return multiply_adds(lambda: torch.autograd.grad(network(image).sum(), image))
+
+    with_fused = count()
+    monkeypatch.setattr(fused, "AVAILABLE", False)
+    assert with_fused == count() > 0
 
 
 def test_the_floor_is_the_work_at_the_rate_of_the_machine(found):
