@@ -132,7 +132,7 @@ class _PackedConvolution(_Packed):
 
 
 class _PackedLinear(_Packed):
-    """(N, C) -> (N, C'). Unlike a convolution it rounds a single row otherwise than two or more, which all come out the same."""
+    """(N, C) -> (N, C'). It rounds by the number of rows: give it a fixed one where that matters (models/rounding.py)."""
 
     def __init__(self, layer: nn.Linear, slope: float | None) -> None:
         super().__init__(layer, slope)

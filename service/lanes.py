@@ -25,6 +25,10 @@ REMEMBERED = 256
 RECENT = 8
 
 
+# So many items must fit into a guest: small batches of what is slow would cost everybody more than they save.
+GUESTS = 8
+
+
 class Expired(Exception):
     """The deadline passed before the item was done."""
 
@@ -196,7 +200,7 @@ class Lanes(Generic[K, T, R]):
             (key, lane)
             for key, lane in self._busy()
             if self._served_s[lane.group] < self._served_s.get(own, 0.0)
-            and 0 < self._item_s(lane) <= limits.guest_s
+            and 0 < GUESTS * self._item_s(lane) <= limits.guest_s
             and self._due_at(lane) <= now
         ]
         return (
@@ -310,7 +314,9 @@ class Lanes(Generic[K, T, R]):
         return min([*lane.recent_s, lane.units * min(self._recent_unit_s, default=0.0)])
 
     def _batch_limit(self, lane: _Lane[T, R], guest: bool = False) -> int:
-        item_s, longest_s = self._item_s(lane), self._limits.guest_s if guest else self._limits.batch_s
+        # The best, not the median: after a time of small batches, which are dear an item, large ones must come back at once.
+        item_s = min(lane.recent_s, default=self._item_s(lane))
+        longest_s = self._limits.guest_s if guest else self._limits.batch_s
         in_time = longest_s / item_s if item_s else inf
         return max(1, int(min(lane.most, in_time)))
 

@@ -145,7 +145,8 @@ def frozen(classifier: Classifier, device: torch.device | str = "cpu", precision
     copy.batch_invariant = _make_batch_invariant(copy)
     copy.fused = fuse(copy, apart=copy._taps.values())
     copy.precision = precision
-    copy.encoder.to(DTYPES[precision])
+    if precision != "fp32":  # which means: as the weights are
+        copy.encoder.to(DTYPES[precision])
     return copy.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.classifiers import Classifier
-from models.fused import runs
 from models.networks.base import register_network
 from models.rounding import by_rows
 
@@ -41,8 +40,6 @@ class AidDiscriminator(nn.Module):
     Raises:
         ValueError: not one number of channels for each tap.
     """
-
-    fused = False
 
     def __init__(self, *, taps: Sequence[str], channels: Sequence[int], deeper: bool, width: int = WIDTH) -> None:
         super().__init__()
@@ -72,11 +69,7 @@ class AidDiscriminator(nn.Module):
         """The logit of p_adv. One activation (N, C, H, W) for each tap, in order -> (N,)."""
         # Sec. 3.1: "global average pooling as the first operation".
         pooled = torch.cat([F.adaptive_avg_pool2d(each, 1).flatten(1) for each in activations], dim=1)
-        if self.training:
-            return self._classified(pooled)
-        if self.fused and runs(pooled):  # which rounds two rows or more alike
-            return self._classified(pooled if len(pooled) > 1 else pooled.expand(2, -1))[: len(pooled)]
-        return by_rows(self._classified, pooled, ROWS)
+        return self._classified(pooled) if self.training else by_rows(self._classified, pooled, ROWS)
 
     def _classified(self, pooled: Tensor) -> Tensor:
         """(N, sum of the channels) -> (N,)."""

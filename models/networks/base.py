@@ -36,5 +36,6 @@ def frozen_network(network: nn.Module, device: torch.device | str = "cpu", preci
     copy.fused = fuse(copy)  # type: ignore[assignment]
     if isinstance(copy, Generator):
         copy.precision = precision
-        copy.to(DTYPES[precision])
+        if precision != "fp32":  # which means: as the weights are
+            copy.to(DTYPES[precision])
     return copy.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]

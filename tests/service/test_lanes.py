@@ -227,18 +227,18 @@ def test_work_that_may_wait_counts_all_seats() -> None:
 
 
 def hosted(
-    guest_s: float = 0.1, item_s: float = 0.02, host_s: float = 1.0
+    guest_s: float = 0.1, item_s: float = 0.01, host_s: float = 1.0
 ) -> tuple[Lanes[str, str, Any], Batch[str, str, Any]]:
-    """A batch of "host" that should take `host_s`, and 8 items of "guest" that came meanwhile."""
+    """A batch of "host" that should take `host_s`, and 20 items of "guest" that came meanwhile."""
     units = {"guest": item_s, "host": host_s}
     lanes: Lanes[str, str, Any] = Lanes(
-        Limits(batch_items=8, queue_items=1000, guest_s=guest_s, units=units.__getitem__)
+        Limits(batch_items=16, queue_items=1000, guest_s=guest_s, units=units.__getitem__)
     )
     lanes.served("guest", item_s, 1)
     lanes.served("host", host_s, 1)
     lanes.put("host", entry("h"))
     batch = lanes.take("host", now=0)
-    for number in range(8):
+    for number in range(20):
         lanes.put("guest", entry(str(number)))
     return lanes, batch
 
@@ -246,10 +246,10 @@ def hosted(
 def test_a_quick_lane_that_was_served_less_may_come_between_and_takes_no_more_than_its_time() -> None:
     lanes, host = hosted()
     assert lanes.pick_guest(host, now=0) == "guest"
-    assert len(lanes.take("guest", now=0, guest=True).entries) == 5  # of 0.02 s each, in 0.1 s
+    assert len(lanes.take("guest", now=0, guest=True).entries) == 10  # of 0.01 s each, in 0.1 s
 
 
-@pytest.mark.parametrize("odd", [{"guest_s": 0.0}, {"item_s": 0.2}, {"host_s": 0.1}])
+@pytest.mark.parametrize("odd", [{"guest_s": 0.0}, {"item_s": 0.02}, {"host_s": 0.1}])
 def test_nobody_comes_between_where_that_is_off_or_takes_long_or_the_host_is_short(odd: dict[str, float]) -> None:
     lanes, host = hosted(**odd)
     assert lanes.pick_guest(host, now=0) is None
