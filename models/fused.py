@@ -144,6 +144,8 @@ class _PackedLinear(_Packed):
         return packed
 
     def forward(self, x: Tensor, added: Tensor | None) -> Tensor:
+        if x.shape[-1] != self.weight.shape[1]:
+            return F.linear(x, self.weight, self.bias)  # whose error says what doesn't fit
         y: Tensor = _MKLDNN._linear_pointwise.default(
             x.contiguous(), self._forwards, self.bias, self.activation or "none", self.scalars, ""
         )
