@@ -19,6 +19,7 @@ from models.networks.aid import AidDiscriminator
 from models.purifiers.base import Material, Purifier, register
 from models.purifiers.descending import DescentPurifier, Description, settings_of
 from models.purifiers.descent import DescentSettings, Evaluation
+from models.rounding import by_rows
 
 PAPER = "Hwang, Lee, Rhee: AID-Purifier: A Light Auxiliary Network for Boosting Adversarial Defense, 2021"
 
@@ -43,7 +44,9 @@ class AdversarialProbability:
         activations = self.classifier.tapped(x, self.discriminator.taps)
         logit = self.discriminator(activations)
         highest = activations[self.discriminator.taps.index(self._highest)].detach()
-        return Evaluation(logit.sigmoid(), lambda: self._read(highest), surrogate=logit)
+        # A sigmoid is rounded in one way in a processor's vectors and in another way in what is left over.
+        probability = by_rows(torch.sigmoid, logit[:, None]).squeeze(1)
+        return Evaluation(probability, lambda: self._read(highest), surrogate=logit)
 
     @torch.no_grad()
     def _read(self, activation: Tensor) -> Tensor:

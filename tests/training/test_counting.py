@@ -91,7 +91,7 @@ def test_nothing_is_left_on_the_network(plain):
     with counted(plain):
         assert hooks(plain) == 1
     assert not hooks(plain)
-    with pytest.raises(RuntimeError, match=r"cannot be multiplied|primitive"), counted(plain):
+    with pytest.raises(RuntimeError, match="cannot be multiplied"), counted(plain):
         plain.purify(torch.zeros(2, 1, 2, 2))
     assert not hooks(plain)
 
