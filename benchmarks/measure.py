@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,9 +35,7 @@ class _NoModules:
         pass
 
 
-def _convolved(x: Sequence[int], *others: Any, out_shape: Sequence[int], **_: object) -> int:
-    """Of models/fused.py's convolutions; the weight comes second, or third where something is added."""
-    weight = others[0 if len(others) == 9 else 1]
+def _convolved(x: Sequence[int], weight: Sequence[int], *_: object, out_shape: Sequence[int], **__: object) -> int:
     return 2 * math.prod(out_shape) * math.prod(weight[1:])
 
 

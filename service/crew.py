@@ -136,9 +136,8 @@ class Hand:
 
     def __init__(self, store: "_Store", threads: int) -> None:
         self.threads = threads
-        self._store, self._life = store, None
-
-    _life: "_Life | None"
+        self._store = store
+        self._life: _Life | None = None
 
     def begin(self) -> Run[Lane, Work, Answer]:
         """See `Seat`. The helper of an earlier thread is ended, with what it was at."""

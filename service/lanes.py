@@ -6,7 +6,7 @@ locks out a quick one, however many lanes it opens with odd options.
 """
 
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -179,10 +179,7 @@ class Lanes(Generic[K, T, R]):
 
     def pick(self, now: float, hurry: bool = False) -> K | None:
         """The lane to serve: due (full, waited long enough, or we are in a `hurry`), of the least served group, oldest first."""
-        due = [(key, lane) for key, lane in self._busy() if hurry or self._due_at(lane) <= now]
-        if not due:
-            return None
-        return min(due, key=lambda each: (self._served_s[each[1].group], each[1].waiting[0].arrived))[0]
+        return self._foremost((key, lane) for key, lane in self._busy() if hurry or self._due_at(lane) <= now)
 
     def due_at(self) -> float | None:
         """When the next lane is due; None where nothing waits."""
@@ -196,16 +193,18 @@ class Lanes(Generic[K, T, R]):
         limits, own = self._limits, self._limits.group(host.lane)
         if not limits.guest_s or 0 < host.charged_s < 2 * limits.guest_s:
             return None
-        due = [
+        return self._foremost(
             (key, lane)
             for key, lane in self._busy()
             if self._served_s[lane.group] < self._served_s.get(own, 0.0)
             and 0 < GUESTS * self._item_s(lane) <= limits.guest_s
             and self._due_at(lane) <= now
-        ]
-        return (
-            min(due, key=lambda each: (self._served_s[each[1].group], each[1].waiting[0].arrived))[0] if due else None
         )
+
+    def _foremost(self, due: Iterable[tuple[K, _Lane[T, R]]]) -> K | None:
+        """Of the least served group, oldest first."""
+        first = min(due, key=lambda each: (self._served_s[each[1].group], each[1].waiting[0].arrived), default=None)
+        return None if first is None else first[0]
 
     def take(self, key: K, now: float, hands: int = 1, *, guest: bool = False) -> Batch[K, T, R]:
         """A batch of this lane; without entries if nobody waits for any of it any more.

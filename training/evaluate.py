@@ -236,7 +236,8 @@ class Evaluation:
         self._add(defense, attack, right, **facts)
         if any_right is not None:
             self._add(defense, attack, any_right, oracle=True, seconds=seconds)
-        self._parts(defense, attack, n).forget()
+        if attack.mode in SEPARABLE:
+            self._parts(defense, attack, n).forget()
         progress.note(f"{defense.name} {attack.name}: {right.float().mean():.1%}")
 
     def _known(
