@@ -27,7 +27,7 @@ def png(index: int) -> bytes:
 
 @asynccontextmanager
 async def running() -> AsyncIterator[httpx.AsyncClient]:
-    # Waiting a little for company lets the images of a mix share a batch; nothing here may be refused.
+    # Waiting a little for company lets the images of a mix share a batch, half of them a seat; nothing here may be refused.
     app = create_app(Settings(processes=2, max_wait_ms=2, queue_limit_ms=600_000, timeout_ms=600_000))
     client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test", timeout=600)
     async with app.router.lifespan_context(app), client:
@@ -49,7 +49,7 @@ def test_a_purified_image_is_the_same_bits_in_a_thousand_mixes(purifier: str) ->
             alone = {index: (await purified(index)).content for index in mine}
             sizes = set()
             for _ in range(MIXES):
-                index, strangers = dice.choice(mine), [dice.randrange(len(IMAGES)) for _ in range(dice.randrange(4))]
+                index, strangers = dice.choice(mine), [dice.randrange(len(IMAGES)) for _ in range(dice.randrange(7))]
                 place = dice.randint(0, len(strangers))
                 together = [*strangers[:place], index, *strangers[place:]]
                 found = (await asyncio.gather(*map(purified, together)))[place]
