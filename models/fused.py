@@ -1,6 +1,6 @@
 """Layers of frozen networks in one operation with what follows them: a sum, an activation. On a CPU; elsewhere as ever.
 
-oneDNN adds and activates while a layer's output is still in the cache, and reads weights that were laid out once for its kernels.
+oneDNN adds and activates while a layer's output is still in the cache, and reads weights that were laid out for its kernels.
 PyTorch keeps these operations for its compiler, under `torch.ops.mkldnn`; where a version lacks them nothing changes. Two more
 things come of it: with weights laid out, convolutions round one image alone as in any batch (tests/models/test_fused.py), and the
 gradient with respect to the input, all that a purifier needs, runs through the same kernels with the weights turned round.
@@ -8,9 +8,10 @@ gradient with respect to the input, all that a purifier needs, runs through the 
 The gradient of a gradient, which only attacks ask for, goes through PyTorch's layers.
 """
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from itertools import pairwise
 from typing import Any
 
@@ -27,6 +28,7 @@ _NAMES = (
     "_reorder_convolution_weight",
     "_reorder_convolution_transpose_weight",
     "_reorder_linear_weight",
+    "_get_mkldnn_serialized_md",
 )
 AVAILABLE = torch.backends.mkldnn.is_available() and all(hasattr(_MKLDNN, name) for name in _NAMES)
 _REST = ([1, 1], 1)  # of a convolution: dilation, groups
@@ -45,8 +47,34 @@ class Step:
     added: int | None = None
 
 
+class _Weights:
+    """A layer's weights as oneDNN's kernels read them.
+
+    Which way that is it decides by the input's size and the number of threads. What lies another way it would lay out anew in
+    every call, which may take twenty times as long as the layer itself; from PyTorch's own way it is done in no time.
+    """
+
+    def __init__(self, lay_out: Callable[[list[int]], Tensor]) -> None:
+        """lay_out: the weights for an input of that size."""
+        self._lay_out = lay_out
+        self._by_input: dict[tuple[int, ...], Tensor] = {}
+        self._by_layout: dict[bytes, Tensor] = {}  # two or three, for any number of sizes
+
+    def of(self, x: Tensor) -> Tensor:
+        """The weights for the input `x`."""
+        key = (torch.get_num_threads(), *x.shape)
+        found = self._by_input.get(key)
+        return self._found(key, x) if found is None else found
+
+    def _found(self, key: tuple[int, ...], x: Tensor) -> Tensor:
+        weights = self._lay_out([max(1, len(x)), *x.shape[1:]])
+        layout = _MKLDNN._get_mkldnn_serialized_md(weights).numpy().tobytes()
+        self._by_input[key] = self._by_layout.setdefault(layout, weights)
+        return self._by_input[key]
+
+
 class _Packed:
-    """A layer and its activation, the weights laid out for oneDNN: for gradients when the first one is asked for."""
+    """A layer and its activation, with the weights as oneDNN reads them."""
 
     def __init__(self, layer: nn.Conv2d | nn.Linear, slope: float | None) -> None:
         self.weight, self.bias, self._slope = layer.weight.detach(), layer.bias, slope
@@ -82,28 +110,25 @@ class _PackedConvolution(_Packed):
             [1, 1],
             *_REST,
         )
-        self._forwards = _MKLDNN._reorder_convolution_weight(self.weight, *self._shape)
+        self._forwards = _Weights(partial(_MKLDNN._reorder_convolution_weight, self.weight, *self._shape))
 
     @cached_property
-    def _turned(self) -> Tensor:
+    def _turned(self) -> _Weights:
         """Of the convolution that takes gradients back where the stride is 1."""
         weight = self.weight.flip(2, 3).transpose(0, 1).contiguous(memory_format=torch.channels_last)
-        packed: Tensor = _MKLDNN._reorder_convolution_weight(weight, *self._turned_shape)
-        return packed
+        return _Weights(partial(_MKLDNN._reorder_convolution_weight, weight, *self._turned_shape))
 
     @cached_property
-    def _transposed(self) -> Tensor:
+    def _transposed(self) -> _Weights:
         """Of the transposed convolution that does so elsewhere."""
-        packed: Tensor = _MKLDNN._reorder_convolution_transpose_weight(
-            self.weight, self._padding, [0, 0], self._stride, *_REST
-        )
-        return packed
+        shape = (self._padding, [0, 0], self._stride, *_REST)
+        return _Weights(partial(_MKLDNN._reorder_convolution_transpose_weight, self.weight, *shape))
 
     def forward(self, x: Tensor, added: Tensor | None) -> Tensor:
         alone = added is None
         y: Tensor = _MKLDNN._convolution_pointwise.default(
             x,
-            self._forwards,
+            self._forwards.of(x),
             self.bias,
             *self._shape,
             (alone and self.activation) or "none",
@@ -120,13 +145,14 @@ class _PackedConvolution(_Packed):
         x: Tensor
         if self._stride == [1, 1]:
             x = _MKLDNN._convolution_pointwise.default(
-                gradient, self._turned, None, *self._turned_shape, "none", [], ""
+                gradient, self._turned.of(gradient), None, *self._turned_shape, "none", [], ""
             )
         else:
             sides = zip(size[2:], self._padding, self._kernel, self._stride, strict=True)
             rest = [(length + 2 * pad - kernel) % stride for length, pad, kernel, stride in sides]
+            weights = self._transposed.of(gradient)
             x = _MKLDNN._convolution_transpose_pointwise.default(
-                gradient, self._transposed, None, self._padding, rest, self._stride, *_REST, "none", [], ""
+                gradient, weights, None, self._padding, rest, self._stride, *_REST, "none", [], ""
             )
         return x
 
@@ -136,24 +162,29 @@ class _PackedLinear(_Packed):
 
     def __init__(self, layer: nn.Linear, slope: float | None) -> None:
         super().__init__(layer, slope)
-        self._forwards = _MKLDNN._reorder_linear_weight(self.weight)
+        self._forwards = _Weights(partial(_linear_weights, self.weight))
 
     @cached_property
-    def _turned(self) -> Tensor:
-        packed: Tensor = _MKLDNN._reorder_linear_weight(self.weight.t().contiguous())
-        return packed
+    def _turned(self) -> _Weights:
+        return _Weights(partial(_linear_weights, self.weight.t().contiguous()))
 
     def forward(self, x: Tensor, added: Tensor | None) -> Tensor:
         if x.shape[-1] != self.weight.shape[1]:
             return F.linear(x, self.weight, self.bias)  # whose error says what doesn't fit
         y: Tensor = _MKLDNN._linear_pointwise.default(
-            x.contiguous(), self._forwards, self.bias, self.activation or "none", self.scalars, ""
+            x.contiguous(), self._forwards.of(x), self.bias, self.activation or "none", self.scalars, ""
         )
         return y
 
     def backward(self, gradient: Tensor, size: torch.Size) -> Tensor:
-        x: Tensor = _MKLDNN._linear_pointwise.default(gradient.contiguous(), self._turned, None, "none", [], "")
+        weights = self._turned.of(gradient)
+        x: Tensor = _MKLDNN._linear_pointwise.default(gradient.contiguous(), weights, None, "none", [], "")
         return x
+
+
+def _linear_weights(weight: Tensor, size: Sequence[int]) -> Tensor:
+    laid_out: Tensor = _MKLDNN._reorder_linear_weight(weight, math.prod(size[:-1]))
+    return laid_out
 
 
 class _Plan:

@@ -27,6 +27,7 @@ NETWORKS = {
     ),
     "linear layers": (lambda: nn.Sequential(nn.Linear(1200, 30), nn.ReLU(), nn.Linear(30, 4)), (1200,)),
 }
+SIZES = (1, 2, 16, 32, 64)  # of batches
 every_network = pytest.mark.parametrize("name", NETWORKS)
 
 
@@ -75,6 +76,31 @@ def test_an_image_alone_has_the_bits_that_it_has_in_company(name: str) -> None:
     for size in (2, 5) if name == "linear layers" else (1, 2, 5):
         found = answer_and_gradient(copy, x[:size])
         assert all(torch.equal(one, other[:size]) for one, other in zip(found, expected, strict=True)), size
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(("channels", "side", "stride"), [(64, 8, 1), (128, 16, 1), (64, 16, 2)])
+def test_weights_lie_as_onednn_wants_them_for_each_size(channels: int, side: int, stride: int, threads: int) -> None:
+    # Else it lays them out anew in every call, for twenty times as long as the convolution takes.
+    layer = nn.Conv2d(channels, channels, 3, stride, padding=1).requires_grad_(False)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        packed = fused._PackedConvolution(layer, None)
+        laid_out = set()
+        for size in SIZES:
+            x = torch.randn(size, channels, side, side)
+            wanted = fused._MKLDNN._reorder_convolution_weight(layer.weight, *packed._shape, list(x.shape))
+            assert layout(packed._forwards.of(x)) == layout(wanted), size
+            laid_out.add(id(packed._forwards.of(x)))
+        assert len(laid_out) < len(SIZES)  # what lies alike is kept once
+    finally:
+        torch.set_num_threads(before)
+
+
+def layout(weights: Tensor) -> list[int]:
+    found: list[int] = fused._MKLDNN._get_mkldnn_serialized_md(weights).tolist()
+    return found
 
 
 @every_network
