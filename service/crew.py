@@ -16,7 +16,6 @@ import threading
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from typing import Any, cast
 from weakref import WeakKeyDictionary
@@ -27,6 +26,7 @@ from torch import Tensor, nn
 
 from models.catalog import Defense
 from models.purifiers import Options, Wanted, Wish
+from service import ahead
 from service.decode import File
 from service.desk import Run
 from service.pipeline import Answer, Lane, Work, run_batch, run_files
@@ -81,12 +81,7 @@ class _Order:
 def prepare(settings: Settings) -> None:
     """Begin to import what helpers need, in the process that they will be forked from; it takes seconds, so in good time."""
     if _size(settings) > 1:
-        _have_server()
-
-
-def _have_server() -> None:
-    forkserver.set_forkserver_preload([__name__])
-    forkserver.ensure_running()
+        ahead.start()
 
 
 def seats(settings: Settings) -> "list[Here] | list[Hand]":
@@ -328,7 +323,7 @@ class _Helper:
         # A daemon: should this process end in a hurry, it doesn't wait for its helpers.
         self._process = context.Process(target=_help, args=(theirs, threads), name="helper", daemon=True)
         with _starting:
-            _have_server()
+            ahead.start()
             self._process.start()
         theirs.close()
         self.has: set[int] = set()

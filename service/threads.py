@@ -2,13 +2,13 @@
 
 import asyncio
 import gc
-import math
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import TypeVar
 
 import torch
+
+from service import ahead
 
 R = TypeVar("R")
 
@@ -37,17 +37,8 @@ def spare_collector() -> None:
     gc.set_threshold(YOUNG, *gc.get_threshold()[1:])
 
 
-def _cores(share: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
-    """share: tells a container's share, "200000 100000" (microseconds in so many) or "max 100000"."""
-    try:
-        quota, period = share.read_text(encoding="ascii").split()
-        return max(1, min(torch.get_num_threads(), math.ceil(int(quota) / int(period))))
-    except (OSError, ValueError):
-        return torch.get_num_threads()
-
-
 # What PyTorch would take, before anybody told it otherwise, but no more than the container's share.
-CORES = _cores()
+CORES = min(torch.get_num_threads(), ahead.cores())
 
 
 class TooLong(Exception):

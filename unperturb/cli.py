@@ -99,7 +99,7 @@ for command in (
 
 
 def main() -> None:
-    """Entry point: what the user can mend ends in one clear line and exit status 2, everything else in a traceback."""
+    """What the user can mend ends in one clear line and exit status 2, everything else in a traceback."""
     try:
         app()
     except KeyboardInterrupt:

@@ -1,28 +1,14 @@
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import TypeVar
 
 import pytest
 import torch
 
-from service import threads
 from service.threads import ThreadPool, TooLong, use_cores
 
 R = TypeVar("R")
-
-
-@pytest.mark.parametrize(
-    ("share", "cores"), [("200000 100000", 2), ("50000 100000", 1), ("250000 100000", 3), ("max 100000", 4), (None, 4)]
-)
-def test_a_containers_share_bounds_the_cores(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, share: str | None, cores: int
-) -> None:
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
-    if share is not None:
-        (tmp_path / "cpu.max").write_text(share)
-    assert threads._cores(tmp_path / "cpu.max") == cores
 
 
 def in_loop(story: Callable[[ThreadPool], Awaitable[R]], size: int = 1) -> R:
