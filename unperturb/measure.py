@@ -10,6 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 BUSY_PERCENT = 10.0
 
 
@@ -21,7 +23,8 @@ def described(*packages: str) -> dict[str, Any]:
     """Date, hardware and versions, those of `packages` among them."""
     return {
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "hardware": {"cpu": cpu(), "cores": os.cpu_count()},
+        # How wide its vectors are decides as much as how many cores it has.
+        "hardware": {"cpu": f"{cpu()} ({torch.backends.cpu.get_cpu_capability()})", "cores": os.cpu_count()},
         "load_before": load(),
         "versions": {
             "python": platform.python_version(),
