@@ -1,7 +1,9 @@
 """What a committed result must say of where it was measured; and the way out of a benchmark where something else runs."""
 
+import argparse
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 from unperturb import measure
@@ -20,6 +22,15 @@ def commit() -> str:
     # Results that were just made don't change what was measured.
     changed = git("status", "--porcelain", "--", ":!benchmarks/results", ":!docs")
     return (git("rev-parse", "HEAD") or "unknown") + ("-dirty" if changed else "")
+
+
+def options_of(doc: str | None, out: Path) -> argparse.ArgumentParser:
+    """A benchmark's options: those that all of them have. doc: the module's, whose first line says what it measures."""
+    parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
+    parser.add_argument("--look-s", type=float, default=3.0, help="seconds of looking whether the machine is busy")
+    parser.add_argument("--force", action="store_true", help="measure on a busy machine all the same")
+    parser.add_argument("--out", type=Path, default=out)
+    return parser
 
 
 def refused(share: float, force: bool) -> bool:

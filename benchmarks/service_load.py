@@ -50,16 +50,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = machine.options_of(__doc__, report.RESULTS)
     parser.add_argument("--flood", default="soap-rp-paper", help="the purifier that floods its lane")
     parser.add_argument("--level-s", type=float, default=25.0, help="seconds of each open load")
     parser.add_argument("--capacity-s", type=float, default=8.0, help="seconds of each measurement of a capacity")
     parser.add_argument("--round-s", type=float, default=5.0, help="seconds of HTTP, and of the engine, in a round")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of HTTP against the engine")
-    parser.add_argument("--look-s", type=float, default=3.0, help="seconds of looking whether the machine is busy")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--force", action="store_true", help="measure on a busy machine all the same")
-    parser.add_argument("--out", type=Path, default=report.RESULTS)
     return parser.parse_args(arguments)
 
 

@@ -21,7 +21,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from benchmarks.load.server import serving
-from benchmarks.machine import described, refused
+from benchmarks.machine import described, options_of, refused
 from benchmarks.service_load import IMAGES
 from unperturb.measure import busy_percent
 
@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = options_of(__doc__, RESULTS)
     parser.add_argument(
         "--starts", type=int, default=3, help="of services that are asked at once, and as many that are asked later"
     )
@@ -55,9 +55,6 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--settle-s", type=float, default=15.0, help="between being ready and the first request, where it is later"
     )
-    parser.add_argument("--look-s", type=float, default=3.0, help="seconds of looking whether the machine is busy")
-    parser.add_argument("--force", action="store_true", help="measure on a busy machine all the same")
-    parser.add_argument("--out", type=Path, default=RESULTS)
     return parser.parse_args(arguments)
 
 

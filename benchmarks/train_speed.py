@@ -27,7 +27,7 @@ import torch
 from torch import nn
 from torch._inductor.utils import fresh_cache
 
-from benchmarks.machine import described, refused
+from benchmarks.machine import described, options_of, refused
 from models.catalog import Catalog
 from models.classifiers import Classifier, frozen
 from training.addons import trainer
@@ -153,17 +153,14 @@ def _earlier(file: Path, setup: dict[str, Any]) -> dict[str, Any]:
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = options_of(__doc__, Path("benchmarks/results/train_speed.json"))
     names = [option.name for option in OPTIONS]
     parser.add_argument("--recipe", action="append", help="may be repeated; default: one for each kind of step")
     parser.add_argument("--option", action="append", choices=names, help="may be repeated; default: all")
     parser.add_argument("--threads", type=int, default=1, help="of torch, and cores to which the process is pinned")
     parser.add_argument("--rounds", type=int, default=5, help="measured rounds, interleaved")
     parser.add_argument("--seconds", type=float, default=2.0, help="of a recipe's round under one option, at least")
-    parser.add_argument("--look-s", type=float, default=3.0, help="seconds of looking whether the machine is busy")
-    parser.add_argument("--force", action="store_true", help="measure on a busy machine all the same")
     parser.add_argument("--add", action="store_true", help="keep the rows of other recipes that --out holds already")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/train_speed.json"))
     options = parser.parse_args(arguments)
     options.option = options.option or names
     try:

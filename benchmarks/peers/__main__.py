@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = machine.options_of(__doc__, RESULTS)
     parser.add_argument(
         "--env", type=Path, default=environment.default_folder(), help="folder of the peers' environment"
     )
@@ -97,10 +97,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         default=min(torch.get_num_threads(), MOST),
         help="processes of each server that share them",
     )
-    parser.add_argument("--look-s", type=float, default=3.0, help="seconds of looking whether the machine is busy")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--force", action="store_true", help="measure on a busy machine all the same")
-    parser.add_argument("--out", type=Path, default=RESULTS)
     return parser.parse_args(arguments)
 
 

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.machine import described, refused
+from benchmarks.machine import described, options_of, refused
 from benchmarks.measure import multiply_adds
 from benchmarks.speed import aid, picture
 from benchmarks.speed.rows import Goal, Row, rows
@@ -84,13 +84,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = options_of(__doc__, RESULTS)
     parser.add_argument("--row", action="append", help="only these rows")
     parser.add_argument("--rounds", type=int, default=4, help="measured rounds, interleaved")
     parser.add_argument("--warmup", type=int, default=1, help="rounds before them that don't count")
-    parser.add_argument("--look-s", type=float, default=3.0, help="seconds of looking whether the machine is busy")
-    parser.add_argument("--force", action="store_true", help="measure on a busy machine all the same")
-    parser.add_argument("--out", type=Path, default=RESULTS)
     return parser.parse_args(arguments)
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.machine import described, refused
+from benchmarks.machine import described, options_of, refused
 from benchmarks.measure import multiply_adds
 from models.classifiers import Classifier, build_classifier, frozen
 from models.purifiers.descent import DescentSettings, descend
@@ -107,12 +107,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = options_of(__doc__, RESULTS)
     parser.add_argument("--axis", action="append", help="only these axes")
     parser.add_argument("--rounds", type=int, default=5, help="measured rounds, interleaved")
-    parser.add_argument("--look-s", type=float, default=3.0, help="seconds of looking whether the machine is busy")
-    parser.add_argument("--force", action="store_true", help="measure on a busy machine all the same")
-    parser.add_argument("--out", type=Path, default=RESULTS)
     return parser.parse_args(arguments)
 
 
