@@ -38,7 +38,7 @@ HEAVY_ROUNDS = 2
 COUNTED, HEAVY_COUNTED = 8, 2  # images that multiply-adds are counted on
 Times = dict[tuple[str, str, int], list[float]]
 Answers = dict[tuple[str, str], Any]
-Work = dict[tuple[str, str], float]
+Work = dict[tuple[str, str, int], float]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -117,21 +117,25 @@ def _time(row: Row, times: Times, answers: Answers, backwards: bool) -> None:
 
 
 def _counted(row: Row) -> Work:
-    """Multiply-adds of an image, each way."""
-    x = row.x[: HEAVY_COUNTED if row.heavy else COUNTED]
-    seeds = list(range(len(x)))
-    return {
-        (row.name, side): multiply_adds(lambda run=run: run(x, seeds)) / len(x)  # type: ignore[misc]
-        for side, run in row.sides.items()
-    }
+    """Multiply-adds of an image, each way; ours in each batch too, since some images cost more than others."""
+
+    def counted(side: str, images: int) -> float:
+        return multiply_adds(lambda: row.sides[side](row.x[:images], list(range(images)))) / images
+
+    found = {(row.name, side, _several(row)): counted(side, _several(row)) for side in row.sides}
+    return found | {(row.name, "ours", batch): counted("ours", batch) for batch in row.batches}
+
+
+def _several(row: Row) -> int:
+    return min(HEAVY_COUNTED if row.heavy else COUNTED, len(row.x))
 
 
 def _described(row: Row, times: Times, answers: Answers, work: Work, rate: float) -> dict[str, Any]:
     sides = {}
     for side in row.sides:
         ms = {each: asdict(spread(times[row.name, side, each])) for each in row.batches}
-        sides[side] = {"multiply_adds": work[row.name, side], "ms": ms}
-    floor_ms = 1000 * sides["ours"]["multiply_adds"] / rate
+        sides[side] = {"multiply_adds": work[row.name, side, _several(row)], "ms": ms}
+    floor_ms = {each: 1000 * work[row.name, "ours", each] / rate for each in row.batches}
     return {
         "classifier": row.defense.card.classifier,
         "architecture": row.defense.card.architecture,
@@ -141,7 +145,7 @@ def _described(row: Row, times: Times, answers: Answers, work: Work, rate: float
         "loop_of": row.loop_of,
         "authors_ms": row.authors,
         "floor_ms": floor_ms,
-        "share_of_floor": {each: floor_ms / sides["ours"]["ms"][each]["median_ms"] for each in row.batches},
+        "share_of_floor": {each: floor_ms[each] / sides["ours"]["ms"][each]["median_ms"] for each in row.batches},
         "sides": sides,
         "agreement": {
             side: _agreement(answers[row.name, "ours"], answers[row.name, side]) for side in row.sides if side != "ours"

@@ -22,7 +22,7 @@ def draw(found: dict[str, Any], file: Path = FILE) -> None:
                 if ms is not None:
                     panel.barh(place + 0.27 * (shift - 1), ms["median_ms"], 0.25, color=f"C{shift}")
             if batch in row["sides"]["ours"]["ms"]:
-                panel.plot([row["floor_ms"]] * 2, [place - 0.4, place + 0.4], color="black", linewidth=1)
+                panel.plot([row["floor_ms"][batch]] * 2, [place - 0.4, place + 0.4], color="black", linewidth=1)
         panel.set(xscale="log", xlabel="ms an image", title=f"batch {batch}")
         panel.grid(axis="x", alpha=0.3)
     panels[0].set_yticks(range(len(rows)), list(rows))

@@ -1,11 +1,12 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from benchmarks.measure import multiply_adds
 from benchmarks.speed import aid, chunks, growth, picture, published
-from benchmarks.speed.__main__ import main
+from benchmarks.speed.__main__ import _counted, main
 from benchmarks.speed.rows import rows
 from models import fused
 from models.catalog import Catalog
@@ -56,10 +57,18 @@ def test_fused_layers_count_as_those_that_they_stand_for(name, monkeypatch):
     assert with_fused == count() > 0
 
 
+def test_each_batch_has_the_work_of_its_own_images():
+    row = next(row for row in rows(Catalog.open()) if row.name == "soap-lc")
+    row = replace(row, sides={"ours": row.sides["ours"]}, batches=(1, 2))
+    work = _counted(row)
+    # The first image is left alone, the second one isn't.
+    assert work["soap-lc", "ours", 1] < work["soap-lc", "ours", 2] / 3
+
+
 def test_the_floor_is_the_work_at_the_rate_of_the_machine(found):
     row, rate = found["rows"]["none"], found["header"]["multiply_adds_per_s"]
-    assert row["floor_ms"] == pytest.approx(1000 * row["sides"]["ours"]["multiply_adds"] / rate)
-    share = row["floor_ms"] / row["sides"]["ours"]["ms"]["64"]["median_ms"]
+    assert row["floor_ms"]["64"] == pytest.approx(1000 * row["sides"]["ours"]["multiply_adds"] / rate)
+    share = row["floor_ms"]["64"] / row["sides"]["ours"]["ms"]["64"]["median_ms"]
     assert row["share_of_floor"]["64"] == pytest.approx(share)
     assert 0 < share < 1.5
 
