@@ -135,6 +135,7 @@ class _Lane(Generic[T, R]):
     units: float
     most: int  # items of a batch
     waiting: "deque[Entry[T, R]]" = field(default_factory=deque)
+    running: "list[list[Entry[T, R]]]" = field(default_factory=list)  # batches that were taken and may not be answered yet
     recent_s: "deque[float]" = field(
         default_factory=lambda: deque(maxlen=RECENT)
     )  # time of an item in its last batches
@@ -209,23 +210,30 @@ class Lanes(Generic[K, T, R]):
     def take(self, key: K, now: float, hands: int = 1, *, guest: bool = False) -> Batch[K, T, R]:
         """A batch of this lane; without entries if nobody waits for any of it any more.
 
-        hands: how many could take of what waits at this moment, each its even share; but not one item each of two, for a lone one
-        may cost as much as two. From here on the entries' futures are running: their callers can leave, but can't cancel them.
+        hands: how many could take of what waits at this moment. Each gets its even share of what waits and what runs already on
+        other seats, who will be back for theirs: of eight callers who ask again and again neither seat takes seven. But not one
+        item each of two, for a lone one may cost as much as two. From here on the entries' futures are running: their callers can
+        leave, but can't cancel them.
         """
         lane = self._lanes[key]
         self._now_served_s = self._served_s[lane.group]
-        others = sum(busy is not lane for _, busy in self._busy())
-        share = max(2, -(-len(lane.waiting) // max(1, hands - others)))
-        limit, entries = min(share, self._batch_limit(lane, guest)), list[Entry[T, R]]()
+        limit, entries = min(self._share(lane, hands), self._batch_limit(lane, guest)), list[Entry[T, R]]()
         while lane.waiting and len(entries) < limit:
             entry = lane.waiting.popleft()
             if entry.stale(now):
                 self._drop(key, entry, now)
             elif entry.future.set_running_or_notify_cancel():
                 entries.append(entry)
+        lane.running.append(entries)
         charged_s = len(entries) * self._item_s(lane)
         self._served_s[lane.group] += charged_s
         return Batch(key, entries, charged_s)
+
+    def _share(self, lane: _Lane[T, R], hands: int) -> int:
+        lane.running = [batch for batch in lane.running if not all(entry.future.done() for entry in batch)]
+        hands = max(1, hands - sum(busy is not lane for _, busy in self._busy()))
+        waiting, running = len(lane.waiting), sum(map(len, lane.running))
+        return max(2, min(_even(waiting, hands), _even(waiting + running, hands + len(lane.running))))
 
     def served(self, key: K, seconds: float, items: int, charged_s: float = 0.0) -> None:
         """Book a batch that ran; `charged_s` of it is booked already."""
@@ -322,3 +330,7 @@ class Lanes(Generic[K, T, R]):
     def _due_at(self, lane: _Lane[T, R]) -> float:
         full = len(lane.waiting) >= self._batch_limit(lane)
         return -inf if full else lane.waiting[0].arrived + self._limits.wait_s
+
+
+def _even(items: int, hands: int) -> int:
+    return -(-items // hands)

@@ -217,6 +217,18 @@ def test_hands_that_could_take_now_share_what_waits_but_two_items_stay_together(
     assert sizes(8, 2, "y") == [8, 0]  # the other hand has something else to take
 
 
+def test_who_runs_elsewhere_will_be_back_for_a_share() -> None:
+    lanes = lanes_of(entry("a"), entry("b"), batch_items=32, seats=2)
+    few = lanes.take("x", 0)
+    for number in range(14):
+        lanes.put("x", entry(str(number)))
+    many = lanes.take("x", 0)
+    assert len(many.entries) == 8  # of 16, and not all that wait
+    for each in few.entries:
+        each.finish(Done("", 0.0, 0.0, 1))
+    assert len(lanes.take("x", 0).entries) == 6  # what is left: nobody else is due a share of it
+
+
 def test_work_that_may_wait_counts_all_seats() -> None:
     lanes = lanes_of(*(entry(str(number)) for number in range(8)), queue_s=2.0, seats=2)
     lanes.served("x", 0.5, 1)  # 4 s wait, for two

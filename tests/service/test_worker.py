@@ -446,9 +446,9 @@ def test_a_seat_works_while_another_is_busy(pair: Pair) -> None:
 
 def test_what_waits_goes_to_whoever_is_done_first(pair: Pair) -> None:
     first, second = pair.hold()
-    futures = [pair.worker.submit("x", item).future for item in "abc"]
+    futures = [pair.worker.submit("y", item).future for item in "abc"]
     second.gate.opened.set()
-    assert [future.result(5).value for future in futures] == ["x:a", "x:b", "x:c"]
+    assert [future.result(5).value for future in futures] == ["y:a", "y:b", "y:c"]
     assert (first.batches, second.batches) == ([["hold"]], [["hold"], ["a", "b", "c"]])
 
 
