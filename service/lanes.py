@@ -135,7 +135,7 @@ class _Lane(Generic[T, R]):
     units: float
     most: int  # items of a batch
     waiting: "deque[Entry[T, R]]" = field(default_factory=deque)
-    running: "list[list[Entry[T, R]]]" = field(default_factory=list)  # batches that were taken and may not be answered yet
+    running: "list[list[Entry[T, R]]]" = field(default_factory=list)  # batches that are not answered yet
     recent_s: "deque[float]" = field(
         default_factory=lambda: deque(maxlen=RECENT)
     )  # time of an item in its last batches
