@@ -177,8 +177,8 @@ def test_refused_batch_is_told_when_all_of_it_fits_or_that_it_never_will() -> No
 
 @pytest.fixture(scope="module")
 def guarded(run: Any, catalog: Catalog) -> Iterator[Any]:
-    lines = [line("alice", ALICE), line("bob", BOB, "0.001"), line("carol", "carols-secret", "0.4")]
-    with run(Settings(api_keys=" ".join(lines), max_batch_images=8), catalog) as api:
+    lines = [line("alice", ALICE), line("bob", BOB, "0.001"), line("carol", "carols-secret", "0.004")]
+    with run(Settings(api_keys=" ".join(lines), rate_limit_burst_s=1000, max_batch_images=8), catalog) as api:
         api.wait_ready()  # without a key
         yield api
 
