@@ -365,7 +365,7 @@ def _help(connection: Connection, threads: int) -> None:
     try:
         while True:
             bench.work()
-    except (EOFError, BrokenPipeError):
+    except (EOFError, ConnectionError):
         return
 
 

@@ -272,3 +272,13 @@ def test_an_exception_that_can_not_be_sent_is_told() -> None:
     told = crew._told(Stubborn(1, 2))
     assert (type(told), str(told)) == (RuntimeError, "Stubborn: 1 and 2")
     assert str(crew._told(ValueError("x"))) == "x"
+
+
+def test_a_helper_leaves_quietly_when_the_service_ended_with_its_reply_unread(monkeypatch: pytest.MonkeyPatch) -> None:
+    for changes_this_process in ("signal.signal", "os.nice"):
+        monkeypatch.setattr(f"service.crew.{changes_this_process}", lambda *_: None)
+    monkeypatch.setattr(crew, "spare_collector", lambda: None)
+    ours, theirs = multiprocessing.Pipe()
+    theirs.send_bytes(b"a reply")
+    ours.close()
+    crew._help(theirs, torch.get_num_threads())
