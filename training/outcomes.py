@@ -22,7 +22,8 @@ class Worst:
     worst: of images right under all of these. n: the images that were in all of them, for `blind` and so on the images that
     were in all of that kind. strongest: the one attack with the lowest accuracy among the n.
 
-    again: for a defence that draws random numbers the lowest mean, over fresh seeds, of what adaptive attacks sent.
+    again: for a defence that draws random numbers the lowest mean, over fresh seeds, of what adaptive attacks sent; None where
+    nothing of the strongest one's mode was tried so.
     alone: the bare classifier's accuracy under AutoAttack. passes: forward and backward ones of a clean image.
     """
 
@@ -133,10 +134,18 @@ def _worst(bench: Bench, purifier: str, cells: Sequence[Cell], n: int, alone: fl
         worst=withstood(first(cell, n) for cell in cells),
         n=n,
         strongest=strongest.attack.name,
-        again=min((cell.redrawn.mean for cell in aware if cell.redrawn), default=None),
+        again=_again(aware),
         alone=alone,
         passes=(spent[0], spent[1]) if spent and spent[0] is not None and spent[1] is not None else None,
     )
+
+
+def _again(aware: Sequence[Cell]) -> float | None:
+    again = {cell.attack.mode for cell in aware if cell.redrawn}
+    strongest = min(aware, key=lambda cell: cell.accuracy, default=None)
+    if strongest is None or strongest.attack.mode not in again:
+        return None
+    return min(cell.redrawn.mean for cell in aware if cell.redrawn)
 
 
 def first(cell: Cell, n: int) -> Cell:

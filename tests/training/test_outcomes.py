@@ -120,6 +120,13 @@ def test_what_was_sent_to_a_random_defence_may_fail_the_next_time(results):
     assert (found.adaptive, found.again) == (0.0, 0.75)
 
 
+def test_no_chance_is_told_where_the_strongest_attack_was_not_tried_again(results):
+    redrawn = Redrawn(n=2, draws=2, mean=0.75, worst=0.5, majority={1: 0.75})
+    weaker = cell("p", "joint", "01").model_copy(update={"redrawn": redrawn})
+    (found,) = worst_of(read_results([results("a.json", cell("p", "none", "11"), weaker, cell("p", "bpda", "00"))]))
+    assert (found.adaptive, found.again) == (0.0, None)
+
+
 def test_the_cost_is_that_of_a_clean_image_where_it_was_counted(results):
     older = results("a.json", cell("p", "none", "11"), cell("p", "bpda", "11"))
     counted = cell("p", "none", "11").model_copy(update={"forward": 12.0, "backward": 10.0})
