@@ -59,15 +59,16 @@ def test_fused_layers_count_as_those_that_they_stand_for(name, monkeypatch):
 
 def test_each_batch_has_the_work_of_its_own_images():
     row = next(row for row in rows(Catalog.open()) if row.name == "soap-lc")
-    row = replace(row, sides={"ours": row.sides["ours"]}, batches=(1, 2))
+    row = replace(row, sides={"ours": row.sides["ours"]}, batches=(1, 8))
     work = _counted(row)
-    # The first image is left alone, the second one isn't.
-    assert work["soap-lc", "ours", 1] < work["soap-lc", "ours", 2] / 3
+    # The first image is left alone, half of the others aren't.
+    assert work["soap-lc", "ours", 1] < work["soap-lc", "ours", 8] / 3
 
 
 def test_the_floor_is_the_work_at_the_rate_of_the_machine(found):
     row, rate = found["rows"]["none"], found["header"]["multiply_adds_per_s"]
-    assert row["floor_ms"]["64"] == pytest.approx(1000 * row["sides"]["ours"]["multiply_adds"] / rate)
+    # Counted on 8 images; what goes through a layer by a fixed number of rows costs less an image in 64.
+    assert row["floor_ms"]["64"] == pytest.approx(1000 * row["sides"]["ours"]["multiply_adds"] / rate, rel=0.001)
     share = row["floor_ms"]["64"] / row["sides"]["ours"]["ms"]["64"]["median_ms"]
     assert row["share_of_floor"]["64"] == pytest.approx(share)
     assert 0 < share < 1.5
