@@ -141,11 +141,10 @@ def _worst(bench: Bench, purifier: str, cells: Sequence[Cell], n: int, alone: fl
 
 
 def _again(aware: Sequence[Cell]) -> float | None:
-    again = {cell.attack.mode for cell in aware if cell.redrawn}
-    strongest = min(aware, key=lambda cell: cell.accuracy, default=None)
-    if strongest is None or strongest.attack.mode not in again:
+    redrawn = [(cell.attack.mode, cell.redrawn.mean) for cell in aware if cell.redrawn]
+    if not redrawn or min(aware, key=lambda cell: cell.accuracy).attack.mode not in dict(redrawn):
         return None
-    return min(cell.redrawn.mean for cell in aware if cell.redrawn)
+    return min(mean for _, mean in redrawn)
 
 
 def first(cell: Cell, n: int) -> Cell:

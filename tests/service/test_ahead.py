@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from service import ahead
+from service import ahead, crew
 
 
 @pytest.mark.parametrize(
@@ -52,6 +52,10 @@ def test_helpers_are_begun_where_there_will_be_some(
     monkeypatch.setattr(ahead, "_GPUS", (tmp_path if gpu else tmp_path / "none",))
     ahead.begin(arguments, environment)
     assert starts == [True] * begun
+
+
+def test_they_import_what_they_run() -> None:
+    assert crew.__name__ == ahead.PRELOAD  # a module that isn't there would be passed over in silence
 
 
 def test_the_command_begins_them_before_it_imports_pytorch() -> None:
