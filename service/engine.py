@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -22,6 +21,7 @@ from service.crew import seats
 from service.decode import File
 from service.lanes import Done, Entry, Expired, Limits, QueueFull
 from service.pipeline import Answer, Lane, Work, freed_memory
+from service.seeds import Seeds
 from service.settings import Settings
 from service.threads import ThreadPool, TooLong, use_cores
 from service.votes import Prediction, predictions
@@ -111,6 +111,7 @@ class Engine:
         self._asking, self._heard = 0, time.monotonic()  # images under way, and when the last one went
         self._waits_for: str | None = "the catalog is not loaded yet"
         self._nurse: asyncio.Task[None] | None = None
+        self._seeds = Seeds(SEED_LIMIT)
         self._threads = ThreadPool(settings.decode_threads)
         places = seats(settings)
         limits: Limits[Lane] = Limits(
@@ -304,7 +305,7 @@ class Engine:
 
     async def _answer(self, data: bytes | Tensor, ask: Ask, deadline: Deadline) -> Served:
         image, decode_ms = (data, 0.0) if isinstance(data, Tensor) else await self._opened(data, ask)
-        seed = secrets.randbelow(SEED_LIMIT) if ask.seed is None else ask.seed
+        seed = self._seeds.draw() if ask.seed is None else ask.seed
         works = [
             Work(image, (seed + vote) % SEED_LIMIT, ask.want_image and vote == 0, self.settings.reveal_unpurified)
             for vote in range(ask.votes)

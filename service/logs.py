@@ -7,15 +7,16 @@ import json
 import logging
 import sys
 import warnings
+from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Literal, TextIO
 
 FORMAT = "%(asctime)s %(levelname)-7s %(name)s %(message)s"
 
 
 def configure(level: str, log_format: Literal["text", "json"] = "text") -> None:
     """Log to stderr from `level` ("debug", "info", "warning", "error") on; a second call replaces the first."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = Lines(sys.stderr)
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter(FORMAT))
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
     # Damaged metadata in a sender's file is no news to an operator, and would be a way to fill the log.
@@ -23,6 +24,55 @@ def configure(level: str, log_format: Literal["text", "json"] = "text") -> None:
     # We say ourselves where we listen and what was asked; and Pillow's debugging prints parts of the image.
     for name in ("uvicorn", "PIL"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def gather(on: bool) -> None:
+    """Whether lines may wait for the next `flush`, for the few others that come until then. Off until asked for."""
+    for handler in _handlers():
+        handler.gathers = on
+        handler.flush()
+
+
+def flush() -> None:
+    """Write the lines that wait."""
+    for handler in _handlers():
+        handler.flush()
+
+
+def _handlers() -> list["Lines"]:
+    return [each for each in logging.getLogger().handlers if isinstance(each, Lines)]
+
+
+class Lines(logging.StreamHandler[TextIO]):
+    """Writes lines at once, or while it `gathers` many together: each write gives Python's lock away, and whoever answers
+    requests would wait for it every time. Warnings and worse never wait.
+    """
+
+    # As many lines as wait at most.
+    most = 1000
+
+    def __init__(self, stream: TextIO) -> None:
+        self.gathers = False
+        self._waiting: list[str] = []
+        super().__init__(stream)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See logging."""
+        try:
+            self._waiting.append(self.format(record) + self.terminator)
+        except Exception:  # the border of logging: a line that can't be made fails nobody's request
+            self.handleError(record)
+        if not self.gathers or record.levelno >= logging.WARNING or len(self._waiting) >= self.most:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what waits. What nobody can read any more, since stderr is closed or its reader gone, is let go."""
+        with self.lock or nullcontext(), suppress(OSError, ValueError):
+            text = "".join(self._waiting)
+            self._waiting.clear()
+            if text:
+                self.stream.write(text)
+            super().flush()
 
 
 def event(log: logging.Logger, level: int, name: str, /, **facts: object) -> None:

@@ -97,6 +97,7 @@ class _Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Whether to leave; called ten times a second."""
+        logs.flush()
         engine = self._engine() if self._settings.warm_all and self._warming is None else None
         if engine is not None and engine.unready() is None:
             self._warming = asyncio.create_task(warm_others(engine))
@@ -117,8 +118,10 @@ class _Server(uvicorn.Server):
             config = _config(self._settings, admin, lifespan="off")
             self._admin = admin_server.AdminServer(config, self._admin_listener)
             self._admin.start()
+        logs.gather(True)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        logs.gather(False)  # nobody ticks from here on
         if self._warming is not None:
             self._warming.cancel()
             await asyncio.gather(self._warming, return_exceptions=True)

@@ -1,3 +1,4 @@
+import io
 import json
 import logging
 import re
@@ -43,6 +44,54 @@ def test_second_call_replaces_the_first(capsys: pytest.CaptureFixture[str]) -> N
     logs.configure("info")
     logging.getLogger("service.x").info("said once")
     assert capsys.readouterr().err.count("said once") == 1
+
+
+def test_lines_that_are_gathered_come_with_the_next_flush(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("info")
+    logs.gather(True)
+    log.info("first")
+    log.info("second")
+    assert capsys.readouterr().err == ""
+    logs.flush()
+    assert [line.split()[-1] for line in capsys.readouterr().err.splitlines()] == ["first", "second"]
+
+
+def test_a_warning_waits_for_nobody_and_takes_along_what_waits(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("info")
+    logs.gather(True)
+    log.info("before")
+    log.warning("trouble")
+    assert [line.split()[-1] for line in capsys.readouterr().err.splitlines()] == ["before", "trouble"]
+
+
+def test_no_more_lines_than_so_many_wait(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("info")
+    logs.gather(True)
+    for number in range(logs.Lines.most + 1):
+        log.info("line %d", number)
+    assert len(capsys.readouterr().err.splitlines()) == logs.Lines.most
+
+
+def test_who_stops_gathering_writes_what_waits(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("info")
+    logs.gather(True)
+    log.info("last")
+    logs.gather(False)
+    assert "last" in capsys.readouterr().err
+    log.info("at once")
+    assert "at once" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("gathers", [False, True])
+def test_a_closed_stream_fails_nobody(gathers: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    logs.configure("info")
+    logs.gather(gathers)
+    stream.close()
+    log.info("nobody reads this")
+    log.warning("nor this")
+    logs.flush()
 
 
 def test_pairs_are_short() -> None:
