@@ -70,6 +70,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "chunks": costs.chunks,
     "startup": costs.startup,
     "precision": lambda: precision.precisions(_precisions()),
+    "precision-cost": costs.precision,
     "train-speed": costs.train_speed,
     "overall": lambda: overall.overall(_shipped()),
     "overall-short": lambda: overall.overall(_shipped(), short=True),

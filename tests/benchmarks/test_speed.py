@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from benchmarks.measure import multiply_adds
-from benchmarks.speed import aid, chunks, growth, picture, published
+from benchmarks.speed import aid, chunks, growth, picture, precision, published
 from benchmarks.speed.__main__ import _counted, main
 from benchmarks.speed.rows import rows
 from models import fused
@@ -121,7 +121,15 @@ def test_tables_and_picture_are_made_of_the_results(found, monkeypatch, tmp_path
 
 def test_what_was_not_measured_yet_makes_no_table(monkeypatch, tmp_path):
     monkeypatch.setattr(costs, "RESULTS", tmp_path)
-    assert costs.speed() == costs.speed_goals() == costs.growth() == costs.aid_cost() == costs.chunks() == ""
+    assert (
+        costs.speed()
+        == costs.speed_goals()
+        == costs.growth()
+        == costs.aid_cost()
+        == costs.chunks()
+        == costs.precision()
+        == ""
+    )
 
 
 def test_growth_tells_the_powers_that_time_and_work_grow_with(monkeypatch, tmp_path):
@@ -151,6 +159,30 @@ def test_chunks_of_every_size_are_timed_and_set_beside_the_one_in_use(monkeypatc
     (tmp_path / "chunks.json").write_text(json.dumps(found | {"rows": found["rows"][:1]}))
     monkeypatch.setattr(costs, "RESULTS", tmp_path)
     assert costs.chunks().endswith("| `none` | 1 | 2.00 | 1.00 | 1.50 | 50 % |")
+
+
+def test_both_precisions_are_timed_and_set_side_by_side(monkeypatch, tmp_path):
+    out = tmp_path / "precision.json"
+    assert precision.main(["--purifier=none", "--rounds=1", "--look-s=0.1", "--force", f"--out={out}"]) == 0
+    found = json.loads(out.read_text())
+    (row,) = found["rows"]
+    assert [list(row["ms"][each]) for each in ("fp32", "bf16")] == [["1", "8", "64"]] * 2
+    for name, medians in {"fp32": (4.0, 2.0, 1.0), "bf16": (8.0, 2.0, 0.5)}.items():
+        for batch, median in zip(("1", "8", "64"), medians, strict=True):
+            row["ms"][name][batch]["median_ms"] = median
+    found["header"]["hardware"]["bf16_instructions"] = ["avx512_bf16"]
+    out.write_text(json.dumps(found))
+    monkeypatch.setattr(costs, "RESULTS", tmp_path)
+    table = costs.precision()
+    assert "instructions for bfloat16: avx512_bf16" in table
+    assert table.endswith("4.00 / 2.00 / 1.00 | 8.00 / 2.00 / 0.50 | 0.5 / 1.0 / 2.0 |")
+
+
+def test_the_processors_bf16_instructions_are_those_of_its_flags(tmp_path):
+    info = tmp_path / "cpuinfo"
+    info.write_text("model name\t: some\nflags\t\t: fpu avx512_bf16 sse amx_bf16\n")
+    assert precision.bf16_instructions(info) == ["amx_bf16", "avx512_bf16"]
+    assert precision.bf16_instructions(tmp_path / "elsewhere") == []
 
 
 def test_exponents():

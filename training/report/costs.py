@@ -178,6 +178,25 @@ def chunks() -> str:
     return "\n".join(lines)
 
 
+def precision() -> str:
+    """What an image takes with networks in fp32 and in bf16, and how much faster the latter is."""
+    found = _read("precision.json")
+    if found is None:
+        return ""
+    instructions = ", ".join(found["header"]["hardware"]["bf16_instructions"]) or "none"
+    setup = (
+        f"{_setup(found['header'])}; instructions for bfloat16: {instructions}. ms an image at batch 1 / 8 / 64.\n\n"
+    )
+    rows = []
+    for row in found["rows"]:
+        exact, rough = ({batch: ms["median_ms"] for batch, ms in row["ms"][each].items()} for each in ("fp32", "bf16"))
+        times = {batch: exact[batch] / rough[batch] for batch in exact}
+        rows.append(
+            [f"`{row['purifier']}`", row["classifier"], *map(_three, (exact, rough, times), (".2f", ".2f", ".1f"))]
+        )
+    return setup + layout.table(["purifier", "classifier", "fp32", "bf16", "times as fast"], rows)
+
+
 def startup() -> str:
     """How soon the service is ready, and what its first requests take beside later ones."""
     found = _read("startup.json")

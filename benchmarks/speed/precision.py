@@ -1,0 +1,90 @@
+"""What bfloat16 gains in time: every purifier with its networks in either precision, interleaved in one run.
+
+    python -m benchmarks.speed.precision        # two minutes
+
+What it costs in accuracy is measured elsewhere: docs/performance.md. It gains where the processor multiplies in bfloat16 and
+loses where it has to convert, so the header tells which such instructions there are. Writes benchmarks/results/precision.json;
+`python -m training.tables` makes the table.
+"""
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.machine import described, options_of, refused
+from models.catalog import Catalog, Defense
+from unperturb.measure import busy_percent, spread
+
+RESULTS = Path(__file__).parents[1] / "results" / "precision.json"
+BATCHES = (1, 8, 64)
+PRECISIONS = ("fp32", "bf16")
+MODEL = "cifar10"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _options(arguments)
+    busy = busy_percent(options.look_s)
+    if refused(busy, options.force):
+        return 2
+    header = described() | {"busy_percent_before": busy, "measured_rounds": options.rounds}
+    header["hardware"] |= {"torch_threads": torch.get_num_threads(), "bf16_instructions": bf16_instructions()}
+    rows = _measured(options.purifier, options.rounds)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps({"header": header, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = options_of(__doc__, RESULTS)
+    parser.add_argument("--purifier", action="append", help="only this one; may be repeated")
+    parser.add_argument("--rounds", type=int, default=4, help="measured rounds, interleaved")
+    return parser.parse_args(arguments)
+
+
+def bf16_instructions(info: Path = Path("/proc/cpuinfo")) -> list[str]:
+    """Those of the processor, as Linux names them."""
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
+    return sorted(flag for flag in flags if "bf16" in flag)
+
+
+def _measured(purifiers: list[str] | None, rounds: int) -> list[dict[str, Any]]:
+    found = _defenses(purifiers)
+    # Noise, which no skip rule leaves alone.
+    x = torch.rand(max(BATCHES), 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    ms: dict[tuple[str, str, int], list[float]] = {(*key, batch): [] for key in found for batch in BATCHES}
+    for turn in range(rounds + 1):
+        print(f"round {turn} of {rounds}, the first warms up", file=sys.stderr)
+        for purifier, precision, batch in ms if turn % 2 else reversed(ms):
+            started = time.perf_counter()
+            found[purifier, precision].purify(x[:batch], range(batch))
+            if turn:
+                ms[purifier, precision, batch].append(1000 * (time.perf_counter() - started) / batch)
+    return [
+        {
+            "purifier": purifier,
+            "classifier": defense.card.classifier,
+            "ms": {
+                each: {batch: asdict(spread(ms[purifier, each, batch])) for batch in BATCHES} for each in PRECISIONS
+            },
+        }
+        for (purifier, precision), defense in found.items()
+        if precision == PRECISIONS[0]
+    ]
+
+
+def _defenses(purifiers: list[str] | None) -> dict[tuple[str, str], Defense]:
+    """By purifier and precision, beside the classifier that each is served with unasked."""
+    catalogs = {each: Catalog.open(precision=each) for each in PRECISIONS}
+    names = purifiers or dict.fromkeys(each.purifier for each in catalogs["fp32"].offers() if each.model == MODEL)
+    return {(name, each): catalog.defense(MODEL, name) for name in names for each, catalog in catalogs.items()}
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
