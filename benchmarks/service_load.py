@@ -8,7 +8,6 @@ Exits with 1 where a requirement is not met.
 """
 
 import argparse
-import asyncio
 import json
 import re
 import sys
@@ -18,7 +17,7 @@ from typing import Any
 
 from benchmarks import machine
 from benchmarks.load import report, scenarios
-from benchmarks.load.client import Traffic, connected
+from benchmarks.load.client import Traffic, connected, run
 from benchmarks.load.engine import engine
 from benchmarks.load.scenarios import Plan
 from benchmarks.load.server import Service, serving
@@ -36,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     header = machine.described("aiohttp", "fastapi", "starlette", "uvicorn") | {"busy_percent_before": busy}
     with tempfile.TemporaryDirectory() as folder, serving(Path(folder)) as service:
-        found = asyncio.run(_measure(service, _plan(options)))
+        found = run(_measure(service, _plan(options)))
         found["settings"] = _settings(service)
     found = {"header": header, "plan": _described(_plan(options)), **found}
     found["checks"] = report.checks(found)

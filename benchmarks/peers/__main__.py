@@ -10,7 +10,6 @@ another. Exits with 1 where a requirement is not met.
 """
 
 import argparse
-import asyncio
 import json
 import statistics
 import sys
@@ -25,7 +24,7 @@ import torch
 
 from benchmarks import machine
 from benchmarks.load import summary
-from benchmarks.load.client import Traffic, closed_loop, connected
+from benchmarks.load.client import Traffic, closed_loop, connected, run
 from benchmarks.peers import environment
 from benchmarks.peers.requirements import checks, told
 from benchmarks.peers.servers import PEERS, ROOT, SERVERS, running
@@ -134,7 +133,7 @@ def _take(turn: Turn, python: Path, options: argparse.Namespace) -> list[Measure
             turn.server, turn.purifier, python, options.threads, options.processes, Path(folder), bodies[0]
         )
         with server as url:
-            return asyncio.run(_load(turn, url, Traffic({turn.purifier: 1.0}, bodies), options))
+            return run(_load(turn, url, Traffic({turn.purifier: 1.0}, bodies), options))
 
 
 async def _load(turn: Turn, url: str, traffic: Traffic, options: argparse.Namespace) -> list[Measured]:

@@ -1,6 +1,7 @@
 """The load measurement measures what its page says, and the page says what it measured."""
 
 import asyncio
+import gc
 import json
 import os
 from itertools import pairwise
@@ -10,7 +11,7 @@ import pytest
 
 from benchmarks import service_load
 from benchmarks.load import report, summary
-from benchmarks.load.client import Client, Outcome, Shot, Traffic, open_loop, poisson
+from benchmarks.load.client import Client, Outcome, Shot, Traffic, open_loop, poisson, run
 
 TRAFFIC = Traffic({"none": 0.75, "soap-lc": 0.25}, [b"one", b"two"])
 
@@ -48,6 +49,14 @@ def test_open_loop_sends_although_nobody_answers() -> None:
     shots = [Shot(at, "none", b"") for at in (0.0, 0.001, 0.002)]
     found = asyncio.run(asyncio.wait_for(open_loop(Stalled(), shots), 10))
     assert [each.due for each in found] == [0.0, 0.001, 0.002]
+
+
+def test_the_client_is_not_stalled_by_its_own_garbage_collector() -> None:
+    async def frozen() -> int:
+        return gc.get_freeze_count()
+
+    gc.unfreeze()
+    assert run(frozen()) > 0
 
 
 def test_latency_counts_from_the_moment_a_request_was_due() -> None:
