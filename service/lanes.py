@@ -21,6 +21,10 @@ R = TypeVar("R")
 # Empty lanes that are remembered, for what their items take; callers' options could make any number of lanes.
 REMEMBERED = 256
 
+# Between two looks through all that waits for who has left: each takes a moment for every entry, and a service that refuses
+# hundreds a second has none to spare.
+SWEEP_S = 0.1
+
 # Batches whose times are remembered to expect the next one's.
 RECENT = 8
 
@@ -153,6 +157,7 @@ class Lanes(Generic[K, T, R]):
         self._limits, self._on_drop = limits, on_drop
         self._lanes: dict[K, _Lane[T, R]] = {}  # the least recently used first
         self._served_s: dict[Hashable, float] = {}
+        self._sweeps_at = -inf
         self._now_served_s = 0.0  # of the group that was picked last
         self._recent_unit_s: deque[float] = deque(maxlen=RECENT)  # time of a unit, over all lanes
 
@@ -173,9 +178,12 @@ class Lanes(Generic[K, T, R]):
         Raises:
             QueueFull
         """
-        if self._refusal(key, items):
+        refusal = self._refusal(key, items)
+        if refusal and now >= self._sweeps_at:
             self._sweep(now)
-        if refusal := self._refusal(key, items):
+            self._sweeps_at = now + SWEEP_S
+            refusal = self._refusal(key, items)
+        if refusal:
             raise refusal
 
     def pick(self, now: float, hurry: bool = False) -> K | None:

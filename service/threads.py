@@ -12,8 +12,10 @@ from service import ahead
 
 R = TypeVar("R")
 
-# Objects between two collections of the youngest: a request makes some hundreds that all die of themselves.
-YOUNG = 20_000
+# When garbage is looked for: so many objects more, in the youngest generation; so many looks at that for one at the next, and so
+# many of those for one at all. While a queue fills every request in it is hundreds of objects that stay, and a look takes 3 us
+# for each: by Python's own numbers few but long ones, up to a sixth of a second in which nobody is answered or refused.
+GENERATIONS = (2000, 3, 350)
 
 
 def use_cores(count: int) -> None:
@@ -29,12 +31,11 @@ def use_cores(count: int) -> None:
 def spare_collector() -> None:
     """Keep the garbage collector from looking through what stays for good: it holds up every thread while it does.
 
-    With PyTorch loaded a full collection takes a tenth of a second, one in some hundred requests. Asked for once all
-    modules are imported.
+    With PyTorch loaded a full collection takes a tenth of a second. Asked for once all modules are imported.
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(YOUNG, *gc.get_threshold()[1:])
+    gc.set_threshold(*GENERATIONS)
 
 
 # What PyTorch would take, before anybody told it otherwise, but no more than the container's share.

@@ -233,6 +233,15 @@ def test_serving_does_not_import_the_training_package():
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
+def test_a_command_that_ends_well_does_not_import_the_training_package():
+    code = (
+        "import sys; from unperturb import cli; sys.argv = ['unperturb', 'key', 'somebody']\n"
+        "try: cli.main()\n"
+        "finally: assert 'service.keys' in sys.modules and 'training.loop' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, stdout=subprocess.DEVNULL)
+
+
 def test_key_gives_a_key_and_the_line_that_knows_it():
     from starlette.datastructures import Headers
 

@@ -19,7 +19,7 @@ from service.settings import Settings
 spare = server.spare_collector
 def told():
     spare()
-    print("spared", gc.get_freeze_count() > 100_000, gc.get_threshold()[0] == threads.YOUNG, file=sys.stderr, flush=True)
+    print("spared", gc.get_freeze_count() > 100_000, gc.get_threshold() == threads.GENERATIONS, file=sys.stderr, flush=True)
 server.spare_collector = told
 server.serve(Settings())
 """

@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from service.lanes import RECENT, REMEMBERED, Batch, Done, Entry, Expired, Lanes, Limits, QueueFull
+from service.lanes import RECENT, REMEMBERED, SWEEP_S, Batch, Done, Entry, Expired, Lanes, Limits, QueueFull
 
 
 def entry(item: str, arrived: float = 0.0, deadline: float | None = None) -> Entry[str, Any]:
@@ -146,6 +146,18 @@ def test_a_full_queue_is_swept_before_it_refuses() -> None:
     lanes.check_room("x", 2, now=2.0)
     assert len(lanes) == 1
     assert isinstance(late.future.exception(timeout=0), Expired)
+
+
+def test_a_queue_that_refuses_many_is_not_swept_for_each() -> None:
+    gone = entry("gone")
+    lanes = lanes_of(gone, queue_items=1)
+    with pytest.raises(QueueFull):
+        lanes.check_room("x", 1, now=5.0)
+    gone.withdraw()
+    with pytest.raises(QueueFull):
+        lanes.check_room("x", 1, now=5.0 + SWEEP_S / 2)
+    lanes.check_room("x", 1, now=5.0 + SWEEP_S)
+    assert len(lanes) == 0
 
 
 def test_a_batch_is_bounded_by_its_expected_time() -> None:
