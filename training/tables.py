@@ -68,6 +68,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "aid-cost": costs.aid_cost,
     "peers": peers.peers,
     "chunks": costs.chunks,
+    "serving": costs.serving,
     "startup": costs.startup,
     "precision": lambda: precision.precisions(_precisions()),
     "precision-cost": costs.precision,

@@ -1,12 +1,13 @@
 """The bare engine in a process of its own: the batches that the service reported, without the service around them.
 
 Reads one JSON object a line from its standard input ({"purifier", "batch_sizes", "seconds"}), runs `service.pipeline.run_batch`
-on batches of those sizes over and over, and answers one line: {"images", "seconds"}. Zoo, device and threads are the settings',
-read from the same environment as the service's.
+on batches of those sizes over and over, and answers one line: {"images", "seconds", "cpu_s"}. Zoo, device and threads are the
+settings', read from the same environment as the service's.
 """
 
 import argparse
 import json
+import os
 import random
 import subprocess
 import sys
@@ -34,19 +35,30 @@ class Engine:
         self._process = process
 
     def images_per_s(self, purifier: str, batch_sizes: Sequence[int], seconds: float) -> float:
+        done = self._run(purifier, batch_sizes, seconds)
+        return float(done["images"] / done["seconds"])
+
+    def cpu_ms(self, purifier: str, batch_sizes: Sequence[int], seconds: float) -> float:
+        """The processor's milliseconds an image."""
+        done = self._run(purifier, batch_sizes, seconds)
+        return float(1000 * done["cpu_s"] / done["images"])
+
+    def _run(self, purifier: str, batch_sizes: Sequence[int], seconds: float) -> dict[str, Any]:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         order = {"purifier": purifier, "batch_sizes": list(batch_sizes), "seconds": seconds}
         print(json.dumps(order), file=self._process.stdin, flush=True)
-        done = json.loads(self._process.stdout.readline())
-        return float(done["images"] / done["seconds"])
+        done: dict[str, Any] = json.loads(self._process.stdout.readline())
+        return done
 
 
 @contextmanager
-def engine(model: str, images: Sequence[Path]) -> Iterator[Engine]:
-    """The process, idle until it is asked."""
+def engine(model: str, images: Sequence[Path], threads: int | None = None) -> Iterator[Engine]:
+    """The process, idle until it is asked. threads: other than the settings'."""
     command = [sys.executable, "-m", "benchmarks.load.engine", model, *map(str, images)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    given = {} if threads is None else {"UNPERTURB_THREADS": str(threads)}
+    environment = {**os.environ, **given}
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
     with process:
         yield Engine(process)
         assert process.stdin is not None
@@ -75,12 +87,12 @@ def _run(
     lane = Lane.of(defense, Options(), images[0].shape)
     for works in batches[:2]:
         run_batch(lane, works)
-    done, started = 0, time.monotonic()
+    done, started, cpu_s = 0, time.monotonic(), time.process_time()
     for works in cycle(batches):
         run_batch(lane, works)
         done += len(works)
         if (spent := time.monotonic() - started) >= seconds:
-            return {"images": done, "seconds": spent}
+            return {"images": done, "seconds": spent, "cpu_s": time.process_time() - cpu_s}
     raise ValueError("no batch sizes were given")
 
 

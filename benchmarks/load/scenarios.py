@@ -119,7 +119,7 @@ async def overhead(client: Client, service: Service, engine: Engine, plan: Plan,
             outcomes = await closed_loop(
                 client, plan.only(purifier), CONCURRENCY, plan.round_s, seed=plan.seed + number
             )
-        over_http, sizes = summary.goodput(outcomes, plan.round_s), _batch_sizes(outcomes, plan.seed + number)
+        over_http, sizes = summary.goodput(outcomes, plan.round_s), batch_sizes(outcomes, plan.seed + number)
         bare = await asyncio.to_thread(engine.images_per_s, purifier, sizes, plan.round_s)
         rounds.append(
             {
@@ -136,7 +136,7 @@ async def overhead(client: Client, service: Service, engine: Engine, plan: Plan,
     return {"median": middle, "concurrency": CONCURRENCY, "rounds": rounds}
 
 
-def _batch_sizes(outcomes: Sequence[Outcome], seed: int, n: int = 64) -> list[int]:
+def batch_sizes(outcomes: Sequence[Outcome], seed: int, n: int = 64) -> list[int]:
     """`n` sizes, as frequent as the service's batches were: a batch of b images was reported b times."""
     seen = Counter(each.batch_size for each in summary.served(outcomes))
     return random.Random(seed).choices(list(seen), weights=[count / size for size, count in seen.items()], k=n)

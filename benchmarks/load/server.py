@@ -49,8 +49,10 @@ class Service:
 
 
 @contextmanager
-def serving(folder: Path, **settings: object) -> Iterator[Service]:
+def serving(folder: Path, profiled: Path | None = None, **settings: object) -> Iterator[Service]:
     """Start the service, wait until it is ready, stop it in the end. `folder` gets its log; `settings` by name, in small letters.
+
+    profiled: where it writes a profile of its event loop when it is asked to, see there.
 
     Raises:
         RuntimeError: it did not start; its log is in the message.
@@ -58,7 +60,8 @@ def serving(folder: Path, **settings: object) -> Iterator[Service]:
     given = {f"UNPERTURB_{name.upper()}": str(value) for name, value in settings.items()}
     log = folder / "service.log"
     with log.open("wb") as file:
-        command = [sys.executable, "-m", "unperturb", "serve", "--port", "0"]
+        module = ["unperturb"] if profiled is None else ["benchmarks.load.profiled", str(profiled)]
+        command = [sys.executable, "-m", *module, "serve", "--port", "0"]
         process = subprocess.Popen(command, env={**os.environ, **given}, stderr=file, stdout=file)
     try:
         yield _ready(process, log)

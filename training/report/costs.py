@@ -197,6 +197,29 @@ def precision() -> str:
     return setup + layout.table(["purifier", "classifier", "fp32", "bf16", "times as fast"], rows)
 
 
+def serving() -> str:
+    """What an image costs the service beside the network, and where that goes."""
+    found = _read("serving.json")
+    if found is None:
+        return ""
+    head, ms = found["header"], found["ms"]
+    busy = head["busy_percent_before"]
+    setup = (
+        f"{head['hardware']['cpu']}, {head['hardware']['cores']} cores; {found['callers']} callers, {found['images']} images in "
+        f"batches of {found['mean_batch_size']:.0f} on average; before it the machine was {busy:.0f} % busy.\n\n"
+    )
+    helpers = ms["helpers"] - ms["network"]
+    rows = [
+        ["**beside the network**", f"**{ms['beside the network']:.2f}**"],
+        ["in helpers: decoding, copying to and from, gathering a batch", f"{helpers:.2f}"],
+        ["in the service's process", f"{ms['service']:.2f}"],
+        *([f"– {part}", f"{each:.2f}"] for part, each in ms["event loop"].items()),
+        ["– threads that talk to helpers", f"{ms['threads that talk to helpers']:.2f}"],
+        ["the network, for comparison", f"{ms['network']:.2f}"],
+    ]
+    return setup + layout.table(["", "the processor's ms an image"], rows)
+
+
 def startup() -> str:
     """How soon the service is ready, and what its first requests take beside later ones."""
     found = _read("startup.json")
