@@ -217,7 +217,6 @@ class Desk(Generic[K, T, R]):
     def _begun(self, shift: _Shift[K, T, R], batch: Batch[K, T, R], now: float) -> _Job[K, T, R]:
         job = _Job(batch, now)
         shift.jobs.append(job)
-        self._shared.ended.notify_all()  # from now on it can hang
         return job
 
     def _serve(self, shift: _Shift[K, T, R], job: _Job[K, T, R], run: Run[K, T, R]) -> None:
@@ -329,7 +328,8 @@ class Desk(Generic[K, T, R]):
                 hangs_at = shift.jobs[0].started + hang_s if shift.jobs else inf
                 if hangs_at <= shared.clock():
                     return f"a batch was not done after {hang_s:.0f} s"
-                # A batch may begin at any moment, so look again before one could have hung unnoticed.
+                # A batch may begin at any moment, and waking for each would cost more than it is worth: so look again before
+                # one could have hung unnoticed.
                 shared.ended.wait(min(hangs_at - shared.clock(), hang_s, 3600))
             return None if shared.closing else "the worker thread died"
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,7 @@ def predictions(
     votes: at least one, each the probabilities (K,) that one purified copy of the image got; it votes for its best class.
     digits: the decimals that are told.
     """
-    mean = [fmean(column) for column in zip(*votes, strict=True)]
+    mean = [sum(column) / len(votes) for column in zip(*votes, strict=True)]
     won = [0] * len(mean)
     for vote in votes:
         won[max(range(len(vote)), key=vote.__getitem__)] += 1
