@@ -1,4 +1,5 @@
 import logging
+import threading
 from typing import Any
 
 import pytest
@@ -76,7 +77,14 @@ def test_it_waits_until_nobody_has_asked_for_a_while(run: Any, zoo: Any, png: An
 
 def test_it_is_not_quiet_while_somebody_waits_for_an_answer(run: Any, hooked: Any, png: Any) -> None:
     quiet: list[float] = []
-    with run(Settings(), hooked(lambda x: quiet.append(api.app.state.engine.quiet_s()))) as api:
+    there = threading.Event()  # the warm-up may begin before `api` has a name
+
+    def note(_: Any) -> None:
+        there.wait(10)
+        quiet.append(api.app.state.engine.quiet_s())
+
+    with run(Settings(), hooked(note)) as api:
+        there.set()
         api.wait_ready()
         assert quiet[-1] > 0  # in the warm-up
         assert api.post("/classify", content=png()).status_code == 200
