@@ -1,6 +1,7 @@
 """What a committed result must say of where it was measured; and the way out of a benchmark where something else runs."""
 
 import argparse
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,12 @@ def options_of(doc: str | None, out: Path) -> argparse.ArgumentParser:
     parser.add_argument("--force", action="store_true", help="measure on a busy machine all the same")
     parser.add_argument("--out", type=Path, default=out)
     return parser
+
+
+def save(out: Path, report: dict[str, Any]) -> None:
+    """Write a benchmark's results as JSON."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 def refused(share: float, force: bool) -> bool:

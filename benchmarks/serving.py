@@ -25,7 +25,7 @@ from benchmarks.load import scenarios, summary
 from benchmarks.load.client import Outcome, Traffic, closed_loop, connected, run
 from benchmarks.load.engine import engine
 from benchmarks.load.server import Service, serving
-from benchmarks.machine import described, options_of, refused
+from benchmarks.machine import described, options_of, refused, save
 from benchmarks.service_load import IMAGES, MODEL
 from unperturb.measure import busy_percent
 
@@ -66,8 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
     found["ms"]["beside the network"] = (
         sum(found["ms"][each] for each in ("service", "helpers")) - found["ms"]["network"]
     )
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps({"header": header, **found}, indent=1) + "\n", encoding="utf-8")
+    save(options.out, {"header": header, **found})
     print(json.dumps(found["ms"], indent=1))
     return 0 if found["ms"]["beside the network"] <= MOST_MS else 1
 

@@ -11,7 +11,6 @@ nothing else to do and refuses another.
 
 import argparse
 import http.client
-import json
 import sys
 import tempfile
 import time
@@ -21,7 +20,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from benchmarks.load.server import serving
-from benchmarks.machine import described, options_of, refused
+from benchmarks.machine import described, options_of, refused, save
 from benchmarks.service_load import IMAGES
 from unperturb.measure import busy_percent
 
@@ -41,8 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"start {len(starts) + 1} of {2 * options.starts}", file=sys.stderr)
         starts.append(_start(options.requests, settle_s))
     found = {"header": header, "requests": options.requests, "starts": starts}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    save(options.out, found)
     return 0
 
 

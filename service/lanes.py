@@ -273,15 +273,16 @@ class Lanes(Generic[K, T, R]):
         return entries
 
     def _refusal(self, key: K, items: int) -> QueueFull | None:
-        limits, lane = self._limits, self._lane(key)
-        waiting, queued_s, groups = 0, 0.0, {lane.group}
-        for busy in self._lanes.values():  # once: this is asked twice for every image
-            if busy.waiting:
-                waiting += len(busy.waiting)
-                groups.add(busy.group)
-                queued_s += len(busy.waiting) * self._item_s(busy) if busy.group == lane.group else 0.0
+        limits = self._limits
+        waiting = len(self)
         if waiting + items > limits.queue_items:
             return QueueFull(f"{waiting} images wait, of {limits.queue_items} that may", self.expected_s())
+        lane = self._lane(key)
+        groups, queued_s = {lane.group}, 0.0
+        for _, busy in self._busy():
+            groups.add(busy.group)
+            if busy.group == lane.group:
+                queued_s += len(busy.waiting) * self._item_s(busy)
         share_s = limits.seats * limits.queue_s / len(groups)
         # What finds its group idle may always wait: else a large request could never be served.
         if queued_s and queued_s + items * self._item_s(lane) > share_s:

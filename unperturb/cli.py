@@ -102,11 +102,11 @@ def main() -> None:
     """What the user can mend ends in one clear line and exit status 2, everything else in a traceback."""
     try:
         app()
-    except SystemExit:  # the usual end; what follows imports what training needs, to know its errors
-        raise
     except KeyboardInterrupt:
         sys.exit("unperturb: interrupted; a training or evaluation goes on where it stopped if you run it again")
-    except _mendable() as error:
+    except Exception as error:  # the border of the program
+        if not isinstance(error, _mendable()):
+            raise
         print(f"unperturb: {error}", file=sys.stderr)  # noqa: T201
         sys.exit(2)
 

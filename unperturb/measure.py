@@ -35,8 +35,18 @@ def described(*packages: str) -> dict[str, Any]:
 
 def cpu(info: Path = Path("/proc/cpuinfo")) -> str:
     """What the processor calls itself."""
+    return _told("model name", info) or platform.machine()
+
+
+def bf16_instructions(info: Path = Path("/proc/cpuinfo")) -> list[str]:
+    """Those of the processor, as Linux names them."""
+    return sorted(flag for flag in _told("flags", info).split() if "bf16" in flag)
+
+
+def _told(what: str, info: Path) -> str:
+    """Of the first core; "" where the system doesn't tell."""
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(what)), "")
 
 
 def load() -> float:

@@ -10,7 +10,6 @@ another. Exits with 1 where a requirement is not met.
 """
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -70,8 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
     measured = [each for turn in turns(options.rounds, options.purifiers) for each in _take(turn, python, options)]
     found = {"header": header, "plan": _described(options), "rows": rows(measured)}
     found["checks"] = checks(found["rows"])
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    machine.save(options.out, found)
     for check in found["checks"]:
         print(told(check))
     return 0 if all(check["met"] for check in found["checks"]) else 1

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.machine import described, options_of, refused
+from benchmarks.machine import described, options_of, refused, save
 from benchmarks.measure import multiply_adds
 from benchmarks.speed import aid, picture
 from benchmarks.speed.rows import Goal, Row, rows
@@ -75,8 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
     report = {"header": header, "rows": measured}
     if not options.row:
         report["aid"] = [aid.at_full_width(*each) for each in aid.WIDE]
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    save(options.out, report)
     if options.out.resolve() == RESULTS:
         picture.draw(json.loads(json.dumps(report)))  # whose batch sizes are text, as after a file
     agree = [row["agreement"]["oracle"]["label"] for row in measured.values() if "oracle" in row["agreement"]]

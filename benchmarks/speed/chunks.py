@@ -7,7 +7,6 @@ with all. Writes benchmarks/results/chunks.json; `python -m training.tables` mak
 """
 
 import argparse
-import json
 import sys
 import time
 from dataclasses import asdict
@@ -16,7 +15,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.machine import described, options_of, refused
+from benchmarks.machine import described, options_of, refused, save
 from models.catalog import CHUNK, Catalog
 from training.loop import threads
 from unperturb.measure import busy_percent, spread
@@ -37,8 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     for count in sorted({1, torch.get_num_threads()}):
         with threads(count):
             rows += _measured(options.purifier or PURIFIERS, count, options.rounds)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps({"header": header, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    save(options.out, {"header": header, "rows": rows})
     return 0
 
 

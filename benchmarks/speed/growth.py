@@ -8,7 +8,6 @@ ResNet-18 (width: Wide-ResNet-10). Writes benchmarks/results/growth.json and dra
 """
 
 import argparse
-import json
 import math
 import sys
 import time
@@ -20,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.machine import described, options_of, refused
+from benchmarks.machine import described, options_of, refused, save
 from benchmarks.measure import multiply_adds
 from models.classifiers import Classifier, build_classifier, frozen
 from models.purifiers.descent import DescentSettings, descend
@@ -99,8 +98,7 @@ def main(arguments: list[str] | None = None) -> int:
         "header": header,
         "axes": {axis: _axis(found, axis) for axis in dict.fromkeys(each.axis for each in found)},
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    save(options.out, report)
     if options.out.resolve() == RESULTS:
         draw(report)
     return 0

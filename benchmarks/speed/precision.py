@@ -8,7 +8,6 @@ loses where it has to convert, so the header tells which such instructions there
 """
 
 import argparse
-import json
 import sys
 import time
 from dataclasses import asdict
@@ -17,12 +16,12 @@ from typing import Any
 
 import torch
 
-from benchmarks.machine import described, options_of, refused
+from benchmarks.machine import described, options_of, refused, save
+from benchmarks.speed.rows import BATCHES
 from models.catalog import Catalog, Defense
-from unperturb.measure import busy_percent, spread
+from unperturb.measure import bf16_instructions, busy_percent, spread
 
 RESULTS = Path(__file__).parents[1] / "results" / "precision.json"
-BATCHES = (1, 8, 64)
 PRECISIONS = ("fp32", "bf16")
 MODEL = "cifar10"
 
@@ -35,8 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     header = described() | {"busy_percent_before": busy, "measured_rounds": options.rounds}
     header["hardware"] |= {"torch_threads": torch.get_num_threads(), "bf16_instructions": bf16_instructions()}
     rows = _measured(options.purifier, options.rounds)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps({"header": header, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    save(options.out, {"header": header, "rows": rows})
     return 0
 
 
@@ -45,13 +43,6 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--purifier", action="append", help="only this one; may be repeated")
     parser.add_argument("--rounds", type=int, default=4, help="measured rounds, interleaved")
     return parser.parse_args(arguments)
-
-
-def bf16_instructions(info: Path = Path("/proc/cpuinfo")) -> list[str]:
-    """Those of the processor, as Linux names them."""
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
-    return sorted(flag for flag in flags if "bf16" in flag)
 
 
 def _measured(purifiers: list[str] | None, rounds: int) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from models.networks.aid import AidDiscriminator
 from models.purifiers.aid import AdversarialProbability
 from models.purifiers.soap import LabelConsistency
 from training.report import costs
+from unperturb.measure import bf16_instructions
 
 QUICK = ["--rounds", "1", "--warmup", "0", "--look-s", "0.1", "--force"]
 
@@ -181,8 +182,8 @@ def test_both_precisions_are_timed_and_set_side_by_side(monkeypatch, tmp_path):
 def test_the_processors_bf16_instructions_are_those_of_its_flags(tmp_path):
     info = tmp_path / "cpuinfo"
     info.write_text("model name\t: some\nflags\t\t: fpu avx512_bf16 sse amx_bf16\n")
-    assert precision.bf16_instructions(info) == ["amx_bf16", "avx512_bf16"]
-    assert precision.bf16_instructions(tmp_path / "elsewhere") == []
+    assert bf16_instructions(info) == ["amx_bf16", "avx512_bf16"]
+    assert bf16_instructions(tmp_path / "elsewhere") == []
 
 
 def test_exponents():
