@@ -83,10 +83,10 @@ async def _measure(service: Service, plan: Plan) -> dict[str, Any]:
         _say(f"flooding {plan.flood}")
         found["fairness"] = await scenarios.fairness(client, service, plan)
         with engine(MODEL, IMAGES) as bare:
-            found["overhead"] = {
-                purifier: await scenarios.overhead(client, service, bare, plan, purifier)
-                for purifier in ("none", "soap-lc")
-            }
+            found["overhead"] = [
+                await scenarios.overhead(client, service, bare, plan, purifier, images)
+                for purifier, images in report.HTTP
+            ]
     return found
 
 

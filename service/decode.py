@@ -53,7 +53,8 @@ QUICK_BYTES, QUICK_PIXELS = 4096, 64 * 64
 _PNG = b"\x89PNG\r\n\x1a\n"
 _SMALL = _PNG + b"\x00\x00\x00\x0dIHDR"  # then come width and height
 _HEADER = len(_SMALL) + 8
-_UNPACKED = (b"zTXt", b"iTXt", b"iCCP", b"acTL", b"eXIf")
+_UNPACKED = {b"zTXt", b"iTXt", b"iCCP", b"acTL", b"eXIf"}
+_CHUNK, _CRC = struct.Struct(">I4s"), 4
 
 _OURS = {_PNG: "PNG", b"\xff\xd8\xff": "JPEG", b"RIFF": "WEBP"}
 _OTHERS = {
@@ -122,10 +123,21 @@ class File:
     def is_quick(self) -> bool:
         """Whether decoding it is sure to be quick, so that it needs no thread of its own and no time limit."""
         data = self.data
-        if not _HEADER <= len(data) <= QUICK_BYTES or not data.startswith(_SMALL) or data.count(b"IHDR") != 1:
+        if not _HEADER <= len(data) <= QUICK_BYTES or not data.startswith(_SMALL):
             return False
         width, height = struct.unpack_from(">II", data, len(_SMALL))
-        return width * height <= QUICK_PIXELS and not any(name in data for name in _UNPACKED)
+        names = _chunks(data)
+        return width * height <= QUICK_PIXELS and names.count(b"IHDR") == 1 and _UNPACKED.isdisjoint(names)
+
+
+def _chunks(png: bytes) -> list[bytes]:
+    """The names of a PNG's chunks; none where they don't add up to the file, so that it may be read in another way."""
+    names, at = [], len(_PNG)
+    while at + _CHUNK.size <= len(png):
+        length, name = _CHUNK.unpack_from(png, at)
+        names.append(name)
+        at += _CHUNK.size + length + _CRC
+    return names if at == len(png) else []
 
 
 def fit(image: Tensor, spec: InputSpec) -> Tensor:

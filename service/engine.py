@@ -20,6 +20,7 @@ from service import desk, errors
 from service.crew import seats
 from service.decode import File
 from service.lanes import Done, Entry, Expired, Limits, QueueFull
+from service.outbox import Outbox
 from service.pipeline import Answer, Lane, Work, freed_memory
 from service.seeds import Seeds
 from service.settings import Settings
@@ -111,7 +112,7 @@ class Engine:
         self._asking, self._heard = 0, time.monotonic()  # images under way, and when the last one went
         self._waits_for: str | None = "the catalog is not loaded yet"
         self._nurse: asyncio.Task[None] | None = None
-        self._seeds = Seeds(SEED_LIMIT)
+        self._seeds, self._outbox = Seeds(SEED_LIMIT), Outbox()
         self._threads = ThreadPool(settings.decode_threads)
         places = seats(settings)
         limits: Limits[Lane] = Limits(
@@ -359,11 +360,10 @@ class Engine:
             for entry in entries:
                 entry.withdraw()  # changes nothing for those that are done
 
-    @staticmethod
-    async def _outcomes(entries: Sequence[Entry[Work, Answer]]) -> list[Done[Answer]]:
+    async def _outcomes(self, entries: Sequence[Entry[Work, Answer]]) -> list[Done[Answer]]:
         if len(entries) == 1:  # as almost always: `gather` would make two more objects and a turn of the loop
-            return [await asyncio.wrap_future(entries[0].future)]
-        return await asyncio.gather(*(asyncio.wrap_future(entry.future) for entry in entries))
+            return [await self._outbox.awaited(entries[0].future)]
+        return await asyncio.gather(*(self._outbox.awaited(entry.future) for entry in entries))
 
     async def warm(self, offer: Offer) -> Answer:
         """Run a combination once, as requests will; `offer` may be of a catalog that isn't served yet.

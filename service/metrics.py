@@ -6,10 +6,12 @@ or each new spelling would be a new time series.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+
+M = TypeVar("M", Counter, Histogram)
 
 LANE = ("model", "purifier")
 REQUEST = ("route", *LANE)
@@ -38,6 +40,7 @@ class Metrics:
 
     def __init__(self, device: torch.device) -> None:
         self.registry = CollectorRegistry()
+        self._found: dict[tuple[object, ...], Any] = {}
         self._declare_requests()
         self._declare_batches()
         self._declare_state(device)
@@ -110,8 +113,8 @@ class Metrics:
     def requested(self, route: str, facts: Mapping[str, object], outcome: str, seconds: float) -> None:
         """A request ended. facts: its `model` and `purifier`, as the catalog names them, where it has any."""
         labels = route, str(facts.get("model", "")), str(facts.get("purifier", ""))
-        self._requests.labels(*labels, outcome).inc()
-        self._request_seconds.labels(*labels).observe(seconds)
+        self._of(self._requests, *labels, outcome).inc()
+        self._of(self._request_seconds, *labels).observe(seconds)
 
     def answered(
         self,
@@ -123,11 +126,11 @@ class Metrics:
         decode_s: float,
     ) -> None:
         """An image was answered."""
-        self._phase_seconds.labels("decode", model, purifier).observe(decode_s)
-        self._passes.labels("forward", model, purifier).inc(forward_passes)
-        self._passes.labels("backward", model, purifier).inc(backward_passes)
+        self._of(self._phase_seconds, "decode", model, purifier).observe(decode_s)
+        self._of(self._passes, "forward", model, purifier).inc(forward_passes)
+        self._of(self._passes, "backward", model, purifier).inc(backward_passes)
         if suspicion is not None:
-            self._suspicion.labels(model, purifier).observe(suspicion)
+            self._of(self._suspicion, model, purifier).observe(suspicion)
 
     def suspicious(self, model: str, purifier: str) -> None:
         """An answered image reached the alarm."""
@@ -135,10 +138,11 @@ class Metrics:
 
     def batch(self, lane: Named, size: int, queue_s: Sequence[float], run_s: float) -> None:
         """A batch ran. queue_s: how long each of its items had waited."""
-        self._batch_size.labels(lane.model, lane.purifier).observe(size)
-        self._phase_seconds.labels("purify", lane.model, lane.purifier).observe(run_s)
+        self._of(self._batch_size, lane.model, lane.purifier).observe(size)
+        self._of(self._phase_seconds, "purify", lane.model, lane.purifier).observe(run_s)
+        queue_seconds = self._of(self._phase_seconds, "queue", lane.model, lane.purifier)
         for waited_s in queue_s:
-            self._phase_seconds.labels("queue", lane.model, lane.purifier).observe(waited_s)
+            queue_seconds.observe(waited_s)
 
     def shed(self, lane: Named, count: int) -> None:
         """Items found no place."""
@@ -155,6 +159,13 @@ class Metrics:
     def restarted(self) -> None:
         """The worker's thread had died and was started again."""
         self._restarts.inc()
+
+    def _of(self, metric: M, *labels: str) -> M:
+        """`metric.labels`, which takes longer than counting does."""
+        found: M | None = self._found.get((metric, labels))
+        if found is None:
+            found = self._found[metric, labels] = metric.labels(*labels)
+        return found
 
 
 def _memory_bytes(device: torch.device) -> float:

@@ -68,12 +68,14 @@ class Lane:
 
 @dataclass(frozen=True)
 class Work:
-    """One image (C, H, W) in [0, 1] on the CPU, or its file for `run_files`, and what is wanted of it."""
+    """One image (C, H, W) in [0, 1] on the CPU, or its file for `run_files`, and what is wanted of it. decode_ms: what it took
+    to decode."""
 
     image: Tensor | File
     seed: int
     want_image: bool = False
     want_before: bool = False
+    decode_ms: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -96,8 +98,8 @@ class Answer(Change):
 
     probabilities is the softmax (K,) after purification, before the same without it, where it was asked for. image is the
     purified (C, H, W) on the CPU, where it was asked for. purify_ms is the time of the whole batch; classification is in it,
-    because the logits fall out of the purifier's own passes. decode_ms: what `run_files` took to decode it. steps: of a chain,
-    what each of its purifiers did.
+    because the logits fall out of the purifier's own passes. decode_ms: the work's. steps: of a chain, what each of its purifiers
+    did.
     """
 
     probabilities: Sequence[float]
@@ -118,23 +120,20 @@ def run_files(lane: Lane, works: Sequence[Work], wanted: Wanted | None = None) -
         wishes = wanted() if wanted else [True] * len(works)
         return [wishes[i] for i in good]
 
-    answers = run_batch(lane, [work for work, _ in good.values()], still) if good else []
-    told: dict[int, Answer | Exception] = {i: each for i, each in enumerate(found) if isinstance(each, Problem)}
-    for (i, (_, decode_ms)), answer in zip(good.items(), answers, strict=True):
-        told[i] = replace(answer, decode_ms=decode_ms) if isinstance(answer, Answer) else answer
-    return [told[i] for i in range(len(works))]
+    answers = iter(run_batch(lane, list(good.values()), still) if good else [])
+    return [each if isinstance(each, Problem) else next(answers) for each in found]
 
 
-def _decoded(work: Work, lane: Lane) -> tuple[Work, float] | Problem:
-    """With the ms that it took; or what is wrong with the file."""
+def _decoded(work: Work, lane: Lane) -> Work | Problem:
+    """With its image; or what is wrong with the file."""
     if isinstance(work.image, Tensor):
-        return work, 0.0
+        return work
     started = time.perf_counter()
     try:
         image = work.image.decode(lane.defense.card.input)
     except Problem as problem:
         return problem
-    return replace(work, image=image), 1000 * (time.perf_counter() - started)
+    return replace(work, image=image, decode_ms=1000 * (time.perf_counter() - started))
 
 
 def run_batch(lane: Lane, works: Sequence[Work], wanted: Wanted | None = None) -> list[Answer | Exception]:
@@ -222,6 +221,7 @@ def _answer(defense: Defense, row: dict[str, Any], image: Tensor, work: Work, pu
         suspicion=None if objective is None else defense.suspicion(objective),
         purify_ms=purify_ms,
         image=image.clone(memory_format=torch.contiguous_format) if work.want_image else None,
+        decode_ms=work.decode_ms,
     )
 
 

@@ -22,7 +22,8 @@ def predictions(
     votes: at least one, each the probabilities (K,) that one purified copy of the image got; it votes for its best class.
     digits: the decimals that are told.
     """
-    mean = [sum(column) / len(votes) for column in zip(*votes, strict=True)]
+    alone = len(votes) == 1  # as almost always
+    mean = votes[0] if alone else [sum(column) / len(votes) for column in zip(*votes, strict=True)]
     won = [0] * len(mean)
     for vote in votes:
         won[max(range(len(vote)), key=vote.__getitem__)] += 1

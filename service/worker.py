@@ -1,7 +1,7 @@
 """BatchWorker: threads that own the device, or a part of it each. Items go in by lane, batches form, futures come back.
 
-It knows nothing of images or HTTP, and nothing of asyncio: a caller in an event loop awaits
-`asyncio.wrap_future(worker.submit(...).future)`, which touches the loop's own objects from the loop only.
+It knows nothing of images or HTTP, and nothing of asyncio: a caller in an event loop awaits what `Outbox` makes of
+`worker.submit(...).future`, which touches the loop's own objects from the loop only.
 
 A thread with nothing to do takes what is there at once; while all are busy the queue grows, so the next batches are larger.
 Waiting for company (`wait_s`) is for who wants it. Between two steps of a long batch its thread lets short ones of others in.

@@ -22,20 +22,25 @@ T = TypeVar("T")
 
 GIVE_UP_S = 60.0
 FAILED = 0  # the "status" of a request that got no answer at all
+BOUNDARY = "no-image-has-this"
+FORM = f"multipart/form-data; boundary={BOUNDARY}"
 
 
 @dataclass(frozen=True, slots=True)
 class Shot:
-    """A request and when it is due, in seconds from the start."""
+    """A request and when it is due, in seconds from the start. Several images go as one form to /classify/batch."""
 
     at: float
     purifier: str
-    body: bytes
+    images: tuple[bytes, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a shot; times in seconds from the start. batch_ms and batch_size are the reply's own, where it was a 200."""
+    """What became of a shot; times in seconds from the start.
+
+    batch_ms: the device's time for the slowest of its images; batch_sizes: one for each image that was classified.
+    """
 
     purifier: str
     due: float
@@ -44,7 +49,7 @@ class Outcome:
     status: int
     retry_after: bool
     batch_ms: float = 0.0
-    batch_size: int = 0
+    batch_sizes: tuple[int, ...] = ()
 
     @property
     def latency_ms(self) -> float:
@@ -53,14 +58,15 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Traffic:
-    """What a mix of requests looks like: shares by purifier, and the image files that are sent."""
+    """What a mix of requests looks like: shares by purifier, the image files that are sent, and how many in each request."""
 
     mix: Mapping[str, float]
-    bodies: Sequence[bytes]
+    files: Sequence[bytes]
+    images: int = 1
 
     def draw(self, chance: random.Random, at: float) -> Shot:
         (purifier,) = chance.choices(list(self.mix), weights=list(self.mix.values()))
-        return Shot(at, purifier, chance.choice(self.bodies))
+        return Shot(at, purifier, tuple(chance.choices(self.files, k=self.images)))
 
 
 def poisson(traffic: Traffic, rate: float, seconds: float, seed: int) -> list[Shot]:
@@ -86,25 +92,39 @@ class Client:
 
     async def send(self, shot: Shot, start: float) -> Outcome:
         query = {"model": self._model, "purifier": shot.purifier}
+        alone = len(shot.images) == 1
+        url, kind = (self._url, "image/png") if alone else (f"{self._url}/batch", FORM)
+        data = shot.images[0] if alone else _form(shot.images)
         sent = time.monotonic() - start
         try:
-            async with self._session.post(self._url, params=query, data=shot.body) as reply:
+            async with self._session.post(url, params=query, data=data, headers={"Content-Type": kind}) as reply:
                 body = await reply.read()
         except (aiohttp.ClientError, TimeoutError, OSError):
             return Outcome(shot.purifier, shot.at, sent, time.monotonic() - start, FAILED, retry_after=False)
         ended = time.monotonic() - start
-        timings = json.loads(body)["timings"] if reply.status == 200 else {"purify_ms": 0.0, "batch_size": 0}
         told = reply.headers.get("Retry-After", "").isdecimal()
-        batch = float(timings["purify_ms"]), int(timings["batch_size"])
-        return Outcome(shot.purifier, shot.at, sent, ended, reply.status, told, *batch)
+        batches = _batches(json.loads(body)) if reply.status == 200 else ()
+        batch_ms, sizes = max((ms for ms, _ in batches), default=0.0), tuple(size for _, size in batches)
+        return Outcome(shot.purifier, shot.at, sent, ended, reply.status, told, batch_ms, sizes)
+
+
+def _form(images: Sequence[bytes]) -> bytes:
+    head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="image"; filename="image.png"\r\n\r\n'.encode()
+    return b"".join(part for image in images for part in (head, image, b"\r\n")) + f"--{BOUNDARY}--\r\n".encode()
+
+
+def _batches(reply: Mapping[str, Any]) -> Sequence[tuple[float, int]]:
+    """The batch of each image that was classified: its time on the device, and its size."""
+    results = [item["result"] for item in reply["items"]] if "items" in reply else [reply]
+    timings = [result["timings"] for result in results if result is not None]
+    return [(float(each["purify_ms"]), int(each["batch_size"])) for each in timings]
 
 
 @asynccontextmanager
 async def connected(url: str, model: str) -> AsyncIterator[Client]:
     """A client without a limit of its own on connections: whoever is due is sent."""
-    headers = {"Content-Type": "image/png"}
     timeout, connector = aiohttp.ClientTimeout(total=GIVE_UP_S), aiohttp.TCPConnector(limit=0)
-    async with aiohttp.ClientSession(timeout=timeout, connector=connector, headers=headers) as session:
+    async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
         yield Client(session, url, model)
 
 

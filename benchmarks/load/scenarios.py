@@ -111,14 +111,14 @@ async def fairness(client: Client, service: Service, plan: Plan) -> dict[str, An
     }
 
 
-async def overhead(client: Client, service: Service, engine: Engine, plan: Plan, purifier: str) -> dict[str, Any]:
-    """Images a second over HTTP and by the engine alone with the same batch sizes, in turns."""
-    rounds = []
+async def overhead(
+    client: Client, service: Service, engine: Engine, plan: Plan, purifier: str, images: int = 1
+) -> dict[str, Any]:
+    """Images a second over HTTP, so many in a request, and by the engine alone with the same batch sizes, in turns."""
+    traffic, rounds = replace(plan.only(purifier), images=images), []
     for number in range(plan.rounds):
         with Meter(service) as meter:
-            outcomes = await closed_loop(
-                client, plan.only(purifier), CONCURRENCY, plan.round_s, seed=plan.seed + number
-            )
+            outcomes = await closed_loop(client, traffic, CONCURRENCY, plan.round_s, seed=plan.seed + number)
         over_http, sizes = summary.goodput(outcomes, plan.round_s), batch_sizes(outcomes, plan.seed + number)
         bare = await asyncio.to_thread(engine.images_per_s, purifier, sizes, plan.round_s)
         rounds.append(
@@ -131,12 +131,12 @@ async def overhead(client: Client, service: Service, engine: Engine, plan: Plan,
                 "cpu": meter.shares,
             }
         )
-        print(f"overhead of {purifier}: {rounds[-1]}", file=sys.stderr)
+        print(f"overhead of {purifier}, {images} in a request: {rounds[-1]}", file=sys.stderr)
     middle = {key: statistics.median(each[key] for each in rounds) for key in ("http_per_s", "engine_per_s", "ratio")}
-    return {"median": middle, "concurrency": CONCURRENCY, "rounds": rounds}
+    return {"purifier": purifier, "images": images, "median": middle, "concurrency": CONCURRENCY, "rounds": rounds}
 
 
 def batch_sizes(outcomes: Sequence[Outcome], seed: int, n: int = 64) -> list[int]:
     """`n` sizes, as frequent as the service's batches were: a batch of b images was reported b times."""
-    seen = Counter(each.batch_size for each in summary.served(outcomes))
+    seen = Counter(size for each in summary.served(outcomes) for size in each.batch_sizes)
     return random.Random(seed).choices(list(seen), weights=[count / size for size, count in seen.items()], k=n)

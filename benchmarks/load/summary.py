@@ -27,8 +27,8 @@ def served(outcomes: Iterable[Outcome]) -> list[Outcome]:
 
 
 def goodput(outcomes: Iterable[Outcome], seconds: float) -> float:
-    """Good answers a second that came while requests were still being sent."""
-    return round(sum(each.ended <= seconds for each in served(outcomes)) / seconds, 2)
+    """Images a second that were classified while requests were still being sent."""
+    return round(sum(len(each.batch_sizes) for each in served(outcomes) if each.ended <= seconds) / seconds, 2)
 
 
 def counts(outcomes: Sequence[Outcome]) -> dict[str, Any]:
@@ -65,8 +65,8 @@ def described(outcomes: Sequence[Outcome], seconds: float) -> dict[str, Any]:
 
 
 def mean_batch_size(good: Sequence[Outcome]) -> float | None:
-    batches = sum(1 / each.batch_size for each in good)
-    return round(len(good) / batches, 2) if good else None
+    sizes = [size for each in good for size in each.batch_sizes]
+    return round(len(sizes) / sum(1 / size for size in sizes), 2) if sizes else None
 
 
 def memory(samples: Sequence[tuple[float, int]]) -> dict[str, Any]:

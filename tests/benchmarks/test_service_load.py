@@ -16,8 +16,8 @@ from benchmarks.load.client import Client, Outcome, Shot, Traffic, open_loop, po
 TRAFFIC = Traffic({"none": 0.75, "soap-lc": 0.25}, [b"one", b"two"])
 
 
-def outcome(status: int = 200, due: float = 0.0, ended: float = 0.1, **facts: float) -> Outcome:
-    return Outcome("none", due, due, ended, status, retry_after=status == 503, **facts)
+def outcome(status: int = 200, due: float = 0.0, ended: float = 0.1, batch_sizes: tuple[int, ...] = (1,)) -> Outcome:
+    return Outcome("none", due, due, ended, status, retry_after=status == 503, batch_sizes=batch_sizes)
 
 
 def test_page_says_what_the_results_say() -> None:
@@ -46,7 +46,7 @@ def test_open_loop_sends_although_nobody_answers() -> None:
             await everybody_is_there.wait()
             return outcome(due=shot.at)
 
-    shots = [Shot(at, "none", b"") for at in (0.0, 0.001, 0.002)]
+    shots = [Shot(at, "none", (b"",)) for at in (0.0, 0.001, 0.002)]
     found = asyncio.run(asyncio.wait_for(open_loop(Stalled(), shots), 10))
     assert [each.due for each in found] == [0.0, 0.001, 0.002]
 
@@ -69,6 +69,11 @@ def test_goodput_leaves_out_late_answers_and_refusals() -> None:
     assert summary.goodput(outcomes, seconds=1) == 1
 
 
+def test_goodput_counts_images_and_not_requests() -> None:
+    form_of_three, form_with_a_broken_file = outcome(batch_sizes=(2, 2, 1)), outcome(batch_sizes=(1,))
+    assert summary.goodput([form_of_three, form_with_a_broken_file], seconds=1) == 4
+
+
 def test_every_request_is_counted_once() -> None:
     outcomes = [outcome(status) for status in (200, 200, 429, 503, 504, 500, 0)]
     counts = summary.counts(outcomes)
@@ -78,8 +83,9 @@ def test_every_request_is_counted_once() -> None:
 
 
 def test_mean_batch_counts_batches_and_not_images() -> None:
-    three_alone_and_three_together = [outcome(batch_size=size) for size in (1, 1, 1, 3, 3, 3)]
+    three_alone_and_three_together = [outcome(batch_sizes=(size,)) for size in (1, 1, 1, 3, 3, 3)]
     assert summary.mean_batch_size(three_alone_and_three_together) == 1.5
+    assert summary.mean_batch_size([outcome(batch_sizes=(1, 3, 3)), outcome(batch_sizes=(3, 1, 1))]) == 1.5
 
 
 def test_growth_is_that_of_the_second_half() -> None:
@@ -106,6 +112,10 @@ def test_a_short_run_answers_every_request_and_fills_every_table(found: report.F
     for phase in (found["capacity"], *found["levels"], found["fairness"]["flood_itself"]):
         assert phase["errors"] == {}
         assert phase["sent"] == phase["served"] + phase["shed"] + phase["expired"] > 0
+    assert [(each["purifier"], each["images"]) for each in found["overhead"]] == list(report.HTTP)
+    assert all(
+        turn["errors"] == {} and turn["mean_batch_size"] for each in found["overhead"] for turn in each["rounds"]
+    )
     page = report.rendered(report.PAGE.read_text(encoding="utf-8"), found)
     assert report.NOTHING not in page
     assert page.count("| 150% |") == 1
@@ -116,7 +126,7 @@ def test_a_short_run_answers_every_request_and_fills_every_table(found: report.F
 def test_a_check_fails_where_a_requirement_is_not_met(found: report.Found) -> None:
     worse = json.loads(json.dumps(found))
     worse["levels"][0]["errors"] = {"500": 1}
-    worse["overhead"]["none"]["median"]["ratio"] = 0.74
+    worse["overhead"][0]["median"]["ratio"] = 0.74
     failed = {check["name"] for check in report.checks(worse) if not check["met"]}
     assert {"50%: errors", "none over HTTP against the engine"} <= failed
 

@@ -404,6 +404,8 @@ def test_what_could_take_long_is_not_quick() -> None:
     twice = file_of(Image.new("RGB", (4, 4)))
     assert not is_quick(twice + twice[8:])  # the second header would count
     assert not is_quick(twice[:20])
+    assert not is_quick(twice[:-1])
+    assert not is_quick(twice + b"more")
     texts = PngImagePlugin.PngInfo()
     texts.add_text("bomb", "a" * 100_000, zip=True)
     bomb = file_of(Image.new("RGB", (4, 4)), pnginfo=texts)
