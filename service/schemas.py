@@ -1,7 +1,7 @@
 """What comes and goes as JSON; the texts of the fields are the OpenAPI page."""
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -98,11 +98,6 @@ class ChangeReply(BaseModel):
     forward_passes: int = Field(description="Network evaluations that this image needed.")
     backward_passes: int = Field(description="Gradients that this image needed.")
 
-    @classmethod
-    def of(cls, change: Change, **more: Any) -> Self:
-        """Shape what was done."""
-        return cls(**{name: getattr(change, name) for name in ChangeReply.model_fields}, **more)
-
 
 class StepReply(ChangeReply):
     """One purifier of a chain."""
@@ -148,32 +143,38 @@ class ClassifyReply(BaseModel):
 
     @classmethod
     def of(cls, served: Served, request_id: str) -> "ClassifyReply":
-        """Shape an answer."""
-        answer = served.answer
-        names = served.offer.purifier.split("+")
-        steps = [StepReply.of(step, purifier=name) for name, step in zip(names, answer.steps, strict=False)]
-        return cls(
-            request_id=request_id,
-            model=served.offer.model,
-            classifier=served.offer.classifier,
-            purifier=served.offer.purifier,
-            predictions=_ranking(served.predictions),
-            unpurified=None if served.before is None else _ranking(served.before),
-            purification=PurificationReply.of(answer, suspicion=answer.suspicion, steps=steps or None),
-            seed=served.seed,
-            weights_sha256=served.offer.card.weights_sha256,
-            addon_sha256=list(served.offer.addon_sha256),
-            timings=TimingsReply(
-                decode_ms=round(served.decode_ms, 3),
-                queue_ms=round(served.queue_ms, 3),
-                purify_ms=round(answer.purify_ms, 3),
-                batch_size=served.batch_size,
-            ),
+        """Shape an answer. All at once: a model for each of its parts takes twice as long."""
+        answer, offer = served.answer, served.offer
+        names = offer.purifier.split("+")
+        steps = [{**_change(step), "purifier": name} for name, step in zip(names, answer.steps, strict=False)]
+        return cls.model_validate(
+            {
+                "request_id": request_id,
+                "model": offer.model,
+                "classifier": offer.classifier,
+                "purifier": offer.purifier,
+                "predictions": _ranking(served.predictions),
+                "unpurified": None if served.before is None else _ranking(served.before),
+                "purification": {**_change(answer), "suspicion": answer.suspicion, "steps": steps or None},
+                "seed": served.seed,
+                "weights_sha256": offer.card.weights_sha256,
+                "addon_sha256": offer.addon_sha256,
+                "timings": {
+                    "decode_ms": round(served.decode_ms, 3),
+                    "queue_ms": round(served.queue_ms, 3),
+                    "purify_ms": round(answer.purify_ms, 3),
+                    "batch_size": served.batch_size,
+                },
+            }
         )
 
 
-def _ranking(found: Sequence[Prediction]) -> list[PredictionReply]:
-    return [PredictionReply(**vars(each)) for each in found]
+def _ranking(found: Sequence[Prediction]) -> list[dict[str, Any]]:
+    return [vars(each) for each in found]
+
+
+def _change(change: Change) -> dict[str, Any]:
+    return {name: getattr(change, name) for name in ChangeReply.model_fields}
 
 
 class ProblemReply(BaseModel):

@@ -16,7 +16,7 @@ BATCHES = 3.0  # p99 below capacity, in batch times
 KEPT = 0.9  # goodput above capacity, as a share of it
 REFUSED_MS = 50.0  # p99 of a refusal
 GROWTH = 0.05  # of the memory, over the second half of a level
-HTTP = {("none", 1): 0.75, ("none", 8): 0.75, ("soap-lc", 1): 0.95}  # by images in a request: of the engine's images/s
+HTTP = {("none", 1): 0.75, ("none", 16): 0.75, ("soap-lc", 1): 0.95}  # by images in a request: of the engine's images/s
 
 Found = dict[str, Any]
 
