@@ -48,7 +48,7 @@ def _shipped() -> list[Result]:
 
 def _search() -> list[Result]:
     """The settings that were tried beside the adversarially trained network."""
-    return read_results([RESULTS / "variants-resnet18-at.json"])
+    return read_results([RESULTS / "variants-resnet18-at.json", RESULTS / "variants-resnet18-at-eot.json"])
 
 
 def _variants(name: str) -> Callable[[], str]:
