@@ -85,7 +85,7 @@ def test_every_request_is_counted_once() -> None:
 def test_mean_batch_counts_batches_and_not_images() -> None:
     three_alone_and_three_together = [outcome(batch_sizes=(size,)) for size in (1, 1, 1, 3, 3, 3)]
     assert summary.mean_batch_size(three_alone_and_three_together) == 1.5
-    assert summary.mean_batch_size([outcome(batch_sizes=(1, 3, 3)), outcome(batch_sizes=(3, 1, 1))]) == 1.5
+    assert summary.mean_batch_size([outcome(batch_sizes=(3, 3, 3)), outcome(batch_sizes=(1,))]) == 2
 
 
 def test_growth_is_that_of_the_second_half() -> None:
