@@ -39,8 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
         found["settings"] = _settings(service)
     found = {"header": header, "plan": _described(_plan(options)), **found}
     found["checks"] = report.checks(found)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(found) + "\n", encoding="utf-8")
+    machine.save(options.out, found)
     for check in found["checks"]:
         print(f"{'met    ' if check['met'] else 'NOT MET'} {check['name']}: {check['measured']} ({check['required']})")
     if options.out.resolve() == report.RESULTS:

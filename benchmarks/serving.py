@@ -74,13 +74,12 @@ def main(arguments: list[str] | None = None) -> int:
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = options_of(__doc__, RESULTS)
     parser.add_argument("--callers", type=int, default=128, help="who ask again as soon as they are answered")
-    parser.add_argument("--images", type=int, default=1, help="how many a caller sends in a request")
     parser.add_argument("--seconds", type=float, default=8.0, help="of the service, and of the network alone")
     return parser.parse_args(arguments)
 
 
 async def _measure(service: Service, profile: Path, options: argparse.Namespace) -> dict[str, Any]:
-    traffic = Traffic({"none": 1.0}, [path.read_bytes() for path in IMAGES], options.images)
+    traffic = Traffic({"none": 1.0}, [path.read_bytes() for path in IMAGES])
     async with connected(service.url, MODEL) as client:
         await closed_loop(client, traffic, options.callers, WARM_S, seed=1)
         process = psutil.Process(service.process.pid)
@@ -99,16 +98,14 @@ async def _measure(service: Service, profile: Path, options: argparse.Namespace)
 
 def _told(served: list[Outcome], service_s: float, helpers_s: float, seen: dict[str, Any]) -> dict[str, Any]:
     """Milliseconds of the processor an image, `seen` by the profile; and what it was measured on."""
-    images = sum(len(each.batch_sizes) for each in served)
 
     def ms(seconds: float) -> float:
-        return 1000 * seconds / images
+        return 1000 * seconds / len(served)
 
     share = service_s / seen["process_s"]  # the profile and the system don't count the same moments
     parts = {part: share * ms(seconds) for part, seconds in _by_part(seen["modules"]).items()}
     return {
-        "images": images,
-        "images_in_a_request": images / len(served),
+        "images": len(served),
         "mean_batch_size": summary.mean_batch_size(served),
         "batch_sizes": scenarios.batch_sizes(served, seed=0),
         "ms": {

@@ -27,7 +27,7 @@ import torch
 from torch import nn
 from torch._inductor.utils import fresh_cache
 
-from benchmarks.machine import described, options_of, refused
+from benchmarks.machine import described, options_of, refused, save
 from models.catalog import Catalog
 from models.classifiers import Classifier, frozen
 from training.addons import trainer
@@ -128,11 +128,9 @@ def main(arguments: list[str] | None = None) -> int:
         except ValueError as error:
             print(error, file=sys.stderr)
             return 2
-        options.out.parent.mkdir(parents=True, exist_ok=True)
         for recipe in options.recipe:
             rows[recipe.name] = {**_measured(recipe, chosen, options), "run": run}
-            text = json.dumps({"header": setup, "rows": dict(sorted(rows.items()))}, indent=1)
-            options.out.write_text(text + "\n", encoding="utf-8")
+            save(options.out, {"header": setup, "rows": dict(sorted(rows.items()))})
     return 0
 
 

@@ -74,7 +74,7 @@ class _Order:
     defense: int
     options: Options
     images: list[NDArray[Any] | File]
-    wants: list[tuple[int, bool, bool]]
+    wants: list[tuple[int, bool, bool, float]]
     parcel: _Parcel
 
 
@@ -214,7 +214,7 @@ class _Life:
             images=[
                 each.numpy() if isinstance(each, Tensor) else each for each in (work.image for work in pending.works)
             ],
-            wants=[(work.seed, work.want_image, work.want_before) for work in pending.works],
+            wants=[(work.seed, work.want_image, work.want_before, work.decode_ms) for work in pending.works],
             parcel=parcel,
         )
 

@@ -133,11 +133,7 @@ class _Wanted(Generic[T, R]):
 
     def __call__(self) -> list[Wish | bool]:
         now = self._clock()
-        # Once a future runs it can't be cancelled any more, so what `stale` looks for beyond these two is not there.
-        self.still = [
-            was and not (entry.withdrawn or entry.late(now))
-            for was, entry in zip(self.still, self._entries, strict=True)
-        ]
+        self.still = [was and not entry.stale(now) for was, entry in zip(self.still, self._entries, strict=True)]
         return [
             Wish.HURRIES if still and entry.hurries(now) else still
             for still, entry in zip(self.still, self._entries, strict=True)

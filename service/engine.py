@@ -307,8 +307,9 @@ class Engine:
     async def _answer(self, data: bytes | Tensor, ask: Ask, deadline: Deadline) -> Served:
         image, decode_ms = (data, 0.0) if isinstance(data, Tensor) else await self._opened(data, ask)
         seed = self._seeds.draw() if ask.seed is None else ask.seed
+        reveal = self.settings.reveal_unpurified
         works = [
-            Work(image, (seed + vote) % SEED_LIMIT, ask.want_image and vote == 0, self.settings.reveal_unpurified)
+            Work(image, (seed + vote) % SEED_LIMIT, ask.want_image and vote == 0, reveal, decode_ms)
             for vote in range(ask.votes)
         ]
         hurry_at = None if ask.stop_after_ms is None else deadline.arrived + ask.stop_after_ms / 1000
@@ -325,7 +326,7 @@ class Engine:
             predictions=ranked([each.value.probabilities for each in done]),
             before=None if first.value.before is None else ranked([first.value.before]),
             answer=first.value,
-            decode_ms=decode_ms + first.value.decode_ms,
+            decode_ms=first.value.decode_ms,
             queue_ms=first.queue_ms,
             batch_size=first.batch_size,
         )

@@ -40,7 +40,7 @@ class Metrics:
 
     def __init__(self, device: torch.device) -> None:
         self.registry = CollectorRegistry()
-        self._found: dict[tuple[object, ...], Any] = {}
+        self._children: dict[tuple[object, ...], Any] = {}
         self._declare_requests()
         self._declare_batches()
         self._declare_state(device)
@@ -134,7 +134,7 @@ class Metrics:
 
     def suspicious(self, model: str, purifier: str) -> None:
         """An answered image reached the alarm."""
-        self._suspicious.labels(model, purifier).inc()
+        self._of(self._suspicious, model, purifier).inc()
 
     def batch(self, lane: Named, size: int, queue_s: Sequence[float], run_s: float) -> None:
         """A batch ran. queue_s: how long each of its items had waited."""
@@ -146,15 +146,15 @@ class Metrics:
 
     def shed(self, lane: Named, count: int) -> None:
         """Items found no place."""
-        self._shed.labels(lane.model, lane.purifier).inc(count)
+        self._of(self._shed, lane.model, lane.purifier).inc(count)
 
     def expired(self, lane: Named) -> None:
         """An item was too late."""
-        self._expired.labels(lane.model, lane.purifier).inc()
+        self._of(self._expired, lane.model, lane.purifier).inc()
 
     def cancelled(self, lane: Named) -> None:
         """An item's caller left."""
-        self._cancelled.labels(lane.model, lane.purifier).inc()
+        self._of(self._cancelled, lane.model, lane.purifier).inc()
 
     def restarted(self) -> None:
         """The worker's thread had died and was started again."""
@@ -162,9 +162,9 @@ class Metrics:
 
     def _of(self, metric: M, *labels: str) -> M:
         """`metric.labels`, which takes longer than counting does."""
-        found: M | None = self._found.get((metric, labels))
+        found: M | None = self._children.get((metric, labels))
         if found is None:
-            found = self._found[metric, labels] = metric.labels(*labels)
+            found = self._children[metric, labels] = metric.labels(*labels)
         return found
 
 

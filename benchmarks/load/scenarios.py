@@ -112,7 +112,7 @@ async def fairness(client: Client, service: Service, plan: Plan) -> dict[str, An
 
 
 async def overhead(
-    client: Client, service: Service, engine: Engine, plan: Plan, purifier: str, images: int = 1
+    client: Client, service: Service, engine: Engine, plan: Plan, purifier: str, images: int
 ) -> dict[str, Any]:
     """Images a second over HTTP, so many in a request, and by the engine alone with the same batch sizes, in turns."""
     traffic, rounds = replace(plan.only(purifier), images=images), []
