@@ -47,6 +47,12 @@ def _multiplied(x: Sequence[int], weight: Sequence[int], *_: object, **__: objec
     return 2 * x[0] * math.prod(weight)
 
 
+def _by_winograd(x: Sequence[int], weight: Sequence[int], *_: object, out_shape: Sequence[int], **__: object) -> int:
+    return (
+        2 * math.prod(out_shape) * 9 * x[1]
+    )  # as the convolution's definition has them, which needs four times as many
+
+
 FUSED = {
     "_convolution_pointwise": _convolved,
     "_convolution_transpose_pointwise": _transposed,
@@ -57,6 +63,7 @@ FUSED = {
 def multiply_adds(call: Callable[[], object]) -> float:
     """Of the convolutions and matrix products of a call, backward passes included."""
     formulas = {getattr(torch.ops.mkldnn, name): formula for name, formula in FUSED.items()} if AVAILABLE else {}
+    formulas[torch.ops.unperturb.convolution_3x3] = _by_winograd
     counter = FlopCounterMode(display=False, custom_mapping=formulas)
     counter.mod_tracker = _NoModules()  # type: ignore[assignment]
     with counter:

@@ -4,6 +4,7 @@ oneDNN adds and activates while a layer's output is still in the cache, and read
 PyTorch keeps these operations for its compiler, under `torch.ops.mkldnn`; where a version lacks them nothing changes. Two more
 things come of it: with weights laid out, convolutions round one image alone as in any batch (tests/models/test_fused.py), and the
 gradient with respect to the input, all that a purifier needs, runs through the same kernels with the weights turned round.
+Most of a network's convolutions are 3 x 3 of stride 1; where models/winograd.py is at hand it takes these.
 
 The gradient of a gradient, which only attacks ask for, goes through PyTorch's layers.
 """
@@ -12,13 +13,15 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+
+from models import winograd
 
 _MKLDNN = torch.ops.mkldnn
 _NAMES = (
@@ -73,28 +76,46 @@ class _Weights:
         return self._by_input[key]
 
 
+@dataclass(frozen=True)
+class _Gate:
+    """What an activation does to gradients: times 1 where its output `y` is above zero, the slope elsewhere."""
+
+    y: Tensor
+    slope: float
+
+
+def _gated(gradient: Tensor, gate: _Gate | None) -> Tensor:
+    """The gradient before an activation, from that after it."""
+    if gate is None:
+        return gradient
+    if gate.slope == 0:
+        return torch.ops.aten.threshold_backward(gradient, gate.y, 0)  # type: ignore[no-any-return]
+    return torch.ops.aten.leaky_relu_backward(gradient, gate.y, gate.slope, True)  # type: ignore[no-any-return]
+
+
 class _Packed:
     """A layer and its activation, with the weights as oneDNN reads them."""
 
     def __init__(self, layer: nn.Conv2d | nn.Linear, slope: float | None) -> None:
-        self.weight, self.bias, self._slope = layer.weight.detach(), layer.bias, slope
+        self.weight, self.bias, self.slope = layer.weight.detach(), layer.bias, slope
         self.activation = None if slope is None else "leaky_relu" if slope else "relu"
         self.scalars = [slope] if slope else []
 
     def forward(self, x: Tensor, added: Tensor | None) -> Tensor:
         raise NotImplementedError
 
-    def backward(self, gradient: Tensor, size: torch.Size) -> Tensor:
-        """The gradient of an input of that size, from that before the activation."""
-        raise NotImplementedError
+    def backward(self, gradient: Tensor, size: torch.Size, added: Tensor | None, gate: _Gate | None) -> Tensor:
+        """The gradient of an input of that size, from that before the activation.
 
-    def before_activation(self, gradient: Tensor, y: Tensor) -> Tensor:
-        """The gradient before the activation, from that after it and from its output."""
-        if self._slope is None:
-            return gradient
-        if self._slope == 0:
-            return torch.ops.aten.threshold_backward(gradient, y, 0)  # type: ignore[no-any-return]
-        return torch.ops.aten.leaky_relu_backward(gradient, y, self._slope, True)  # type: ignore[no-any-return]
+        added: what other layers gave for it. gate: of the activation that the input came from.
+        """
+        found = self._backward(gradient, size)
+        if added is not None:
+            found.add_(added)
+        return _gated(found, gate)
+
+    def _backward(self, gradient: Tensor, size: torch.Size) -> Tensor:
+        raise NotImplementedError
 
 
 class _PackedConvolution(_Packed):
@@ -141,7 +162,7 @@ class _PackedConvolution(_Packed):
                 y = F.relu_(y) if self.activation == "relu" else F.leaky_relu_(y, self.scalars[0])
         return y
 
-    def backward(self, gradient: Tensor, size: torch.Size) -> Tensor:
+    def _backward(self, gradient: Tensor, size: torch.Size) -> Tensor:
         x: Tensor
         if self._stride == [1, 1]:
             x = _MKLDNN._convolution_pointwise.default(
@@ -155,6 +176,25 @@ class _PackedConvolution(_Packed):
                 gradient, weights, None, self._padding, rest, self._stride, *_REST, "none", [], ""
             )
         return x
+
+
+class _WinogradConvolution(_Packed):
+    """A 3 x 3 convolution of models/winograd.py, whose sum, activation and gate are part of the operation."""
+
+    @cached_property
+    def _forwards(self) -> Tensor:
+        return winograd.transformed(self.weight)
+
+    @cached_property
+    def _turned(self) -> Tensor:
+        return winograd.transformed(self.weight.flip(2, 3).transpose(0, 1))
+
+    def forward(self, x: Tensor, added: Tensor | None) -> Tensor:
+        return winograd.convolution(x, self._forwards, self.bias, added, slope=self.slope)
+
+    def backward(self, gradient: Tensor, size: torch.Size, added: Tensor | None, gate: _Gate | None) -> Tensor:
+        y, slope = (gate.y, gate.slope) if gate else (None, None)
+        return winograd.convolution(gradient, self._turned, added=added, gate=y, slope=slope)
 
 
 class _PackedLinear(_Packed):
@@ -176,7 +216,7 @@ class _PackedLinear(_Packed):
         )
         return y
 
-    def backward(self, gradient: Tensor, size: torch.Size) -> Tensor:
+    def _backward(self, gradient: Tensor, size: torch.Size) -> Tensor:
         weights = self._turned.of(gradient)
         x: Tensor = _MKLDNN._linear_pointwise.default(gradient.contiguous(), weights, None, "none", [], "")
         return x
@@ -193,6 +233,7 @@ class _Plan:
     def __init__(self, steps: Sequence[Step]) -> None:
         self._steps = [(step, _packed(step)) for step in steps]
         read = {place: i for i, step in enumerate(steps) for place in (step.source, step.added)}
+        self._first = {place: i for i, step in reversed(list(enumerate(steps))) for place in (step.source, step.added)}
         self._done = [[place for place, last in read.items() if last == i] for i in range(len(steps))]
 
     def answer(self, x: Tensor) -> Tensor:
@@ -213,21 +254,30 @@ class _Plan:
 
     def backward(self, values: Sequence[Tensor], gradient: Tensor) -> Tensor:
         """The gradient of the input, from that of what the last step gave."""
-        gradients: dict[int, Tensor] = {len(self._steps): _laid_out(gradient)}
-
-        for place, (step, packed) in reversed(list(enumerate(self._steps, start=1))):
-            found = packed.before_activation(gradients.pop(place), values[place])
-            before = packed.backward(found, values[step.source].shape)
+        last = len(self._steps)
+        gradients = {last: _gated(_laid_out(gradient), self._gate(last, values))}  # each before its place's activation
+        for i, (step, packed) in reversed(list(enumerate(self._steps))):
+            found = gradients.pop(i + 1)
             if step.added is not None:
-                gradients[step.added] = gradients[step.added] + found if step.added in gradients else found
-            gradients[step.source] = before.add_(gradients[step.source]) if step.source in gradients else before
+                whole = gradients[step.added] + found if step.added in gradients else found
+                ends = self._first[step.added] == i and step.added != step.source
+                gradients[step.added] = _gated(whole, self._gate(step.added, values) if ends else None)
+            gate = self._gate(step.source, values) if self._first[step.source] == i else None
+            others = gradients.get(step.source)
+            gradients[step.source] = packed.backward(found, values[step.source].shape, others, gate)
         return gradients[0]
+
+    def _gate(self, place: int, values: Sequence[Tensor]) -> _Gate | None:
+        """Of the activation that made what is at a place."""
+        slope = self._steps[place - 1][0].slope if place else None
+        return None if slope is None else _Gate(values[place], slope)
 
 
 def _packed(step: Step) -> _Packed:
     layer = step.layer
     if isinstance(layer, nn.Conv2d):
-        return _PackedConvolution(layer, step.slope)
+        made = _WinogradConvolution if winograd.fits(layer) else _PackedConvolution
+        return made(layer, step.slope)
     assert isinstance(layer, nn.Linear)
     return _PackedLinear(layer, step.slope)
 
@@ -308,7 +358,12 @@ class _Linear(_Layer, nn.Linear):
 
 
 class _Chain(Fusable, nn.Sequential):
-    """Fusable modules in a row."""
+    """Fusable modules in a row. Those that somebody hooked are called one by one, else their hooks would see nothing."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if any(module._forward_hooks for module in self):
+            return self.plain(x)
+        return super().forward(x)
 
     def steps(self) -> list[Step]:
         found: list[Step] = []
@@ -357,6 +412,22 @@ def fuse(network: nn.Module, apart: Iterable[nn.Module] = ()) -> bool:
         if isinstance(module, Fusable):
             module.fused = True
     return not left_out
+
+
+def in_chains(network: nn.Module, start: int = 0, end: int | None = None) -> nn.Module:
+    """A sequence's layers from `start` to before `end`, of the same weights; those in a row that are fused run as one.
+
+    But for a network's very first, which is called as it is: training/counting.py hooks it, and must not change what it counts.
+    """
+    if not isinstance(network, nn.Sequential):
+        return network
+    layers = list(network)[start:end]
+    first = layers[:1] if start == 0 else []
+    joined: list[nn.Module] = list(first)
+    for fused, row in groupby(layers[len(first) :], lambda layer: isinstance(layer, Fusable | nn.Identity)):
+        joined.append((_Chain if fused else nn.Sequential)(*row))
+        joined[-1].fused = fused  # type: ignore[assignment]
+    return nn.Sequential(*joined)
 
 
 def _activations(sequence: nn.Sequential, apart: set[nn.Module]) -> Iterable[tuple[nn.Module, float]]:

@@ -6,7 +6,7 @@
 # PYTHON=... chooses the interpreter, pip's own PIP_... variables its index, proxy and certificates.
 #
 # The package is installed editable: the environment runs the checkout itself, so a `git pull` takes effect at once, and
-# only a changed pyproject.toml means installing again. `.installed`, written last, says what an environment was made
+# only a changed pyproject.toml, or a change of what is compiled, means installing again. `.installed`, written last, says what an environment was made
 # from; without it (an installation that was interrupted) the environment is made anew.
 
 : "${root:?set it before sourcing this file}"
@@ -74,7 +74,7 @@ origin() {
 
 # All that it was made from.
 describe() {
-  origin "$1" && cksum <"$root/pyproject.toml"
+  origin "$1" && cat "$root/pyproject.toml" "$root/models/winograd.cpp" | cksum
 }
 
 # Whether environment $1 is complete. It keeps its Python unless PYTHON names another version.

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from models import winograd
+
 BUSY_PERCENT = 10.0
 
 
@@ -23,14 +25,18 @@ def described(*packages: str) -> dict[str, Any]:
     """Date, hardware and versions, those of `packages` among them."""
     return {
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        # How wide its vectors are decides as much as how many cores it has.
-        "hardware": {"cpu": f"{cpu()} ({torch.backends.cpu.get_cpu_capability()})", "cores": os.cpu_count()},
+        "hardware": {"cpu": f"{cpu()} ({_vectors()})", "cores": os.cpu_count()},
         "load_before": load(),
         "versions": {
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", *packages, "unperturb")},
         },
     }
+
+
+def _vectors() -> str:
+    """What decides as much as how many cores there are: how wide vectors are, and what convolves."""
+    return f"{torch.backends.cpu.get_cpu_capability()}, convolutions by {winograd.told()}"
 
 
 def cpu(info: Path = Path("/proc/cpuinfo")) -> str:

@@ -1,28 +1,31 @@
-"""What bfloat16 gains in time: every purifier with its networks in either precision, interleaved in one run.
+"""What Winograd's convolutions gain in time, and bfloat16: every purifier with its networks each way, interleaved in one run.
 
-    python -m benchmarks.speed.precision        # two minutes
+    python -m benchmarks.speed.precision        # three minutes
 
-What it costs in accuracy is measured elsewhere: docs/performance.md. It gains where the processor multiplies in bfloat16 and
-loses where it has to convert, so the header tells which such instructions there are. Writes benchmarks/results/precision.json;
-`python -m training.tables` makes the table.
+fp32: as served. onednn: the same without models/winograd.py. bf16: what it costs in accuracy is measured elsewhere, see
+docs/performance.md; it gains where the processor multiplies in bfloat16 and loses where it has to convert, so the header tells
+which such instructions there are. Writes benchmarks/results/precision.json; `python -m training.tables` makes the table.
 """
 
 import argparse
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
 from benchmarks.machine import described, options_of, refused, save
 from benchmarks.speed.rows import BATCHES
+from models import winograd
 from models.catalog import Catalog, Defense
 from unperturb.measure import bf16_instructions, busy_percent, spread
 
 RESULTS = Path(__file__).parents[1] / "results" / "precision.json"
-PRECISIONS = ("fp32", "bf16")
+WAYS = ("fp32", "onednn", "bf16")
 MODEL = "cifar10"
 
 
@@ -49,32 +52,33 @@ def _measured(purifiers: list[str] | None, rounds: int) -> list[dict[str, Any]]:
     found = _defenses(purifiers)
     # Noise, which no skip rule leaves alone.
     x = torch.rand(max(BATCHES), 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    for (_, way), defense in found.items():
+        with mock.patch.object(winograd, "_loaded", lambda: None) if way == "onednn" else nullcontext():
+            defense.purify(x[:2], range(2))  # a network settles on its convolutions when it is first used
     ms: dict[tuple[str, str, int], list[float]] = {(*key, batch): [] for key in found for batch in BATCHES}
     for turn in range(rounds + 1):
         print(f"round {turn} of {rounds}, the first warms up", file=sys.stderr)
-        for purifier, precision, batch in ms if turn % 2 else reversed(ms):
+        for purifier, way, batch in ms if turn % 2 else reversed(ms):
             started = time.perf_counter()
-            found[purifier, precision].purify(x[:batch], range(batch))
+            found[purifier, way].purify(x[:batch], range(batch))
             if turn:
-                ms[purifier, precision, batch].append(1000 * (time.perf_counter() - started) / batch)
+                ms[purifier, way, batch].append(1000 * (time.perf_counter() - started) / batch)
     return [
         {
             "purifier": purifier,
             "classifier": defense.card.classifier,
-            "ms": {
-                each: {batch: asdict(spread(ms[purifier, each, batch])) for batch in BATCHES} for each in PRECISIONS
-            },
+            "ms": {way: {batch: asdict(spread(ms[purifier, way, batch])) for batch in BATCHES} for way in WAYS},
         }
-        for (purifier, precision), defense in found.items()
-        if precision == PRECISIONS[0]
+        for (purifier, way), defense in found.items()
+        if way == WAYS[0]
     ]
 
 
 def _defenses(purifiers: list[str] | None) -> dict[tuple[str, str], Defense]:
-    """By purifier and precision, beside the classifier that each is served with unasked."""
-    catalogs = {each: Catalog.open(precision=each) for each in PRECISIONS}
+    """By purifier and way, beside the classifier that each is served with unasked."""
+    catalogs = {way: Catalog.open(precision="bf16" if way == "bf16" else "fp32") for way in WAYS}
     names = purifiers or dict.fromkeys(each.purifier for each in catalogs["fp32"].offers() if each.model == MODEL)
-    return {(name, each): catalog.defense(MODEL, name) for name in names for each, catalog in catalogs.items()}
+    return {(name, way): catalog.defense(MODEL, name) for name in names for way, catalog in catalogs.items()}
 
 
 if __name__ == "__main__":

@@ -7,11 +7,12 @@ nobody outside ever sees another scale.
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from models.fused import fold_batch_norm, fuse, runs
+from models.fused import fold_batch_norm, fuse, in_chains, runs
 from models.precision import DTYPES, Precision
 from models.registry import Registry, called
 from models.rounding import by_rows
@@ -54,6 +55,8 @@ class Classifier(nn.Module):
         self.fused = False
         self.precision: Precision = "fp32"
         self._taps = dict(taps or {})  # of layers that are the encoder's: not in the state dict, copied with it
+        # Of a frozen one: parts of the encoder whose fused layers run as one.
+        self._parts: dict[tuple[int, int | None], nn.Module] | None = None
         # Not in the state dict: the card names them, and strict loading should not depend on two copies agreeing.
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
@@ -61,15 +64,17 @@ class Classifier(nn.Module):
     @property
     def taps(self) -> list[str]:
         """The names that `tapped` knows, from shallow to deep."""
-        order = {id(layer): i for i, layer in enumerate(self.encoder.children())}
-        return sorted(self._taps, key=lambda name: order[id(self._taps[name])])
+        return sorted(self._taps, key=self._depth)
+
+    def _depth(self, name: str) -> int:
+        """Which layer of the encoder a tap is."""
+        return [id(layer) for layer in self.encoder.children()].index(id(self._taps[name]))
 
     def features(self, x: Tensor) -> Tensor:
         """z = f(x). x: (N, C, H, W) in [0, 1] -> z, of the shape the heads expect."""
         if _alone(self, x):
             return self.features(x.expand(2, -1, -1, -1))[:1]
-        z: Tensor = self._told(self.encoder(self._normalised(x)))
-        return z
+        return self._told(self._through(self._normalised(x)))
 
     def tapped(self, x: Tensor, names: Sequence[str]) -> list[Tensor]:
         """The outputs of the named layers, in the order of the names; the encoder runs only as deep as the deepest of them.
@@ -83,27 +88,28 @@ class Classifier(nn.Module):
             raise ValueError(f"no tap {', '.join(unknown)}; this classifier has {', '.join(self.taps) or 'none'}")
         if _alone(self, x):
             return [found[:1] for found in self.tapped(x.expand(2, -1, -1, -1), names)]
-        wanted = {id(self._taps[name]) for name in names}
         found: dict[int, Tensor] = {}
-        activation = self._normalised(x)
-        for layer in self.encoder.children():
-            activation = layer(activation)
-            if id(layer) in wanted:
-                found[id(layer)] = activation
-                if len(found) == len(wanted):
-                    break
-        return [self._told(found[id(self._taps[name])]) for name in names]
+        activation, start = self._normalised(x), 0
+        for depth in sorted({self._depth(name) for name in names}):
+            found[depth] = activation = self._through(activation, start, depth + 1)
+            start = depth + 1
+        return [self._told(found[self._depth(name)]) for name in names]
 
     def from_tap(self, name: str, activation: Tensor) -> Tensor:
         """z, from what `tapped` gave for `name`: the rest of the encoder."""
         if _alone(self, activation):
             twice = activation.expand(2, *activation.shape[1:]).contiguous(memory_format=torch.channels_last)
             return self.from_tap(name, twice)[:1]
-        layers = list(self.encoder.children())
-        activation = self._inside(activation)
-        for layer in layers[[id(each) for each in layers].index(id(self._taps[name])) + 1 :]:
-            activation = layer(activation)
-        return self._told(activation)
+        return self._told(self._through(self._inside(activation), self._depth(name) + 1))
+
+    def _through(self, activation: Tensor, start: int = 0, end: int | None = None) -> Tensor:
+        """What the encoder's layers from `start` to before `end` make of an activation."""
+        if self._parts is None:
+            part = self.encoder if (start, end) == (0, None) else cast(nn.Sequential, self.encoder)[start:end]
+            return part(activation)  # type: ignore[no-any-return]
+        if (start, end) not in self._parts:
+            self._parts[start, end] = in_chains(self.encoder, start, end)
+        return self._parts[start, end](activation)  # type: ignore[no-any-return]
 
     def _normalised(self, x: Tensor) -> Tensor:
         # Always in the layout of the weights: which one `x` comes in may depend on the size of its batch.
@@ -144,7 +150,7 @@ def frozen(classifier: Classifier, device: torch.device | str = "cpu", precision
     fold_batch_norm(copy)
     copy.batch_invariant = _make_batch_invariant(copy)
     copy.fused = fuse(copy, apart=copy._taps.values())
-    copy.precision = precision
+    copy._parts, copy.precision = {}, precision
     if precision != "fp32":  # which means: as the weights are
         copy.encoder.to(DTYPES[precision])
     return copy.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]

@@ -8,7 +8,7 @@ from benchmarks.measure import multiply_adds
 from benchmarks.speed import aid, chunks, growth, picture, precision, published
 from benchmarks.speed.__main__ import _counted, main
 from benchmarks.speed.rows import rows
-from models import fused
+from models import fused, winograd
 from models.catalog import Catalog
 from models.classifiers import build_classifier, frozen
 from models.networks import build_network, frozen_network
@@ -53,6 +53,7 @@ def test_fused_layers_count_as_those_that_they_stand_for(name, monkeypatch):
         image = x.clone().requires_grad_()
         return multiply_adds(lambda: torch.autograd.grad(network(image).sum(), image))
 
+    count()  # weights are laid out at the first use
     with_fused = count()
     monkeypatch.setattr(fused, "AVAILABLE", False)
     assert with_fused == count() > 0
@@ -162,13 +163,14 @@ def test_chunks_of_every_size_are_timed_and_set_beside_the_one_in_use(monkeypatc
     assert costs.chunks().endswith("| `none` | 1 | 2.00 | 1.00 | 1.50 | 50 % |")
 
 
-def test_both_precisions_are_timed_and_set_side_by_side(monkeypatch, tmp_path):
+def test_every_way_to_compute_is_timed_and_set_side_by_side(monkeypatch, tmp_path):
     out = tmp_path / "precision.json"
     assert precision.main(["--purifier=none", "--rounds=1", "--look-s=0.1", "--force", f"--out={out}"]) == 0
     found = json.loads(out.read_text())
     (row,) = found["rows"]
-    assert [list(row["ms"][each]) for each in ("fp32", "bf16")] == [["1", "8", "64"]] * 2
-    for name, medians in {"fp32": (4.0, 2.0, 1.0), "bf16": (8.0, 2.0, 0.5)}.items():
+    assert [list(row["ms"][each]) for each in ("fp32", "onednn", "bf16")] == [["1", "8", "64"]] * 3
+    medians_of = {"fp32": (4.0, 2.0, 1.0), "onednn": (6.0, 4.0, 3.0), "bf16": (8.0, 2.0, 0.5)}
+    for name, medians in medians_of.items():
         for batch, median in zip(("1", "8", "64"), medians, strict=True):
             row["ms"][name][batch]["median_ms"] = median
     found["header"]["hardware"]["bf16_instructions"] = ["avx512_bf16"]
@@ -176,7 +178,18 @@ def test_both_precisions_are_timed_and_set_side_by_side(monkeypatch, tmp_path):
     monkeypatch.setattr(costs, "RESULTS", tmp_path)
     table = costs.precision()
     assert "instructions for bfloat16: avx512_bf16" in table
-    assert table.endswith("4.00 / 2.00 / 1.00 | 8.00 / 2.00 / 0.50 | 0.5 / 1.0 / 2.0 |")
+    assert "| 6.00 / 4.00 / 3.00 | 4.00 / 2.00 / 1.00 | 8.00 / 2.00 / 0.50 |" in table
+    assert table.endswith("| 1.5 / 2.0 / 3.0 | 2.0 / 1.0 / 0.5 |")
+
+
+def test_the_way_without_winograd_is_onednns(monkeypatch, tmp_path):
+    packed = []
+    real = fused._packed
+    monkeypatch.setattr(fused, "_packed", lambda step: packed.append(real(step)) or packed[-1])
+    out = tmp_path / "precision.json"
+    assert precision.main(["--purifier=none", "--rounds=1", "--look-s=0.1", "--force", f"--out={out}"]) == 0
+    by_winograd = sum(isinstance(each, fused._WinogradConvolution) for each in packed)
+    assert by_winograd == (10 if winograd.available() else 0)  # those of one ResNet-18, not of three
 
 
 def test_the_processors_bf16_instructions_are_those_of_its_flags(tmp_path):

@@ -18,6 +18,15 @@ NETWORKS = {
     "identity block": (lambda: Block(4, 4, 1), (4, 9, 9)),
     "projection block": (lambda: Block(4, 8, 2), (4, 10, 10)),
     "odd projection block": (lambda: Block(4, 8, 2), (4, 9, 9)),
+    "identity block of sixteen": (lambda: Block(16, 16, 1), (16, 9, 9)),
+    "blocks in a row": (lambda: nn.Sequential(Block(16, 16, 1), Block(16, 32, 2), Block(32, 32, 1)), (16, 10, 10)),
+    "residual block of sixteen": (lambda: ResidualBlock(16), (16, 7, 5)),
+    "leaky convolutions": (
+        lambda: nn.Sequential(
+            nn.Conv2d(16, 32, 3, padding=1), nn.LeakyReLU(0.2), nn.Conv2d(32, 16, 3, padding=1), nn.LeakyReLU(0.1)
+        ),
+        (16, 12, 12),
+    ),
     "residual block": (lambda: ResidualBlock(6), (6, 7, 5)),
     "convolutions": (
         lambda: nn.Sequential(
@@ -149,6 +158,30 @@ def test_a_layer_that_is_read_keeps_its_own_output() -> None:
     fuse(network, apart=[network[0]])
     assert network[0](torch.zeros(1, 1, 2, 2)).max() == -9
     assert network(torch.zeros(1, 1, 2, 2)).min() == 0
+
+
+def test_layers_that_somebody_hooked_are_called() -> None:
+    network = nn.Sequential(Block(4, 4, 1), Block(4, 4, 1)).eval().requires_grad_(False)
+    fused.fold_batch_norm(network)
+    fuse(network)
+    x, seen = torch.randn(2, 4, 8, 8), []
+    expected = network(x)
+    network[1].register_forward_hook(lambda *_: seen.append(1))
+    assert torch.equal(network(x), expected)
+    assert seen == [1]
+
+
+def test_a_part_of_a_sequence_runs_in_chains_but_for_its_first_layer() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), Block(4, 4, 1), nn.Flatten(), nn.Linear(144, 2), nn.ReLU())
+    network.eval().requires_grad_(False)
+    fused.fold_batch_norm(network)
+    fuse(network)
+    x = torch.randn(2, 3, 8, 8)
+    whole = fused.in_chains(network)
+    assert [type(part).__name__ for part in whole] == ["_Convolution", "_Chain", "Sequential", "_Chain"]  # type: ignore[attr-defined]
+    assert torch.equal(whole(x), network(x))
+    assert torch.equal(fused.in_chains(network, 3)(fused.in_chains(network, 0, 3)(x)), network(x))
+    assert fused.in_chains(network[0]) is network[0]
 
 
 def test_what_is_left_out_is_told() -> None:

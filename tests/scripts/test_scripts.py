@@ -27,6 +27,8 @@ class Machine:
         self.checkout, self.bin, self.log = folder / "my projects" / "unperturb", folder / "bin", folder / "log"
         shutil.copytree(ROOT / "scripts", self.checkout / "scripts")
         (self.checkout / "pyproject.toml").write_text("[project]\n", encoding="utf-8")
+        (self.checkout / "models").mkdir()
+        (self.checkout / "models" / "winograd.cpp").write_text("// compiled\n", encoding="utf-8")
         self.bin.mkdir()
         for tool in TOOLS:
             if found := shutil.which(tool):
@@ -76,10 +78,11 @@ def test_second_start_installs_nothing(machine: Machine) -> None:
     assert machine.asked("-m") == []
 
 
-def test_changed_dependencies_are_installed_into_the_same_environment(machine: Machine) -> None:
+@pytest.mark.parametrize("file", ["pyproject.toml", "models/winograd.cpp"])
+def test_changed_dependencies_and_sources_are_installed_into_the_same_environment(machine: Machine, file: str) -> None:
     machine.python()
     machine.run("serve.sh")
-    (machine.checkout / "pyproject.toml").write_text("[project]\nname='x'\n", encoding="utf-8")
+    (machine.checkout / file).write_text("[project]\nname='x'\n", encoding="utf-8")
     machine.run("serve.sh")
     assert len(machine.asked("-m pip install")) == 1
     assert machine.asked("-m venv") == []
