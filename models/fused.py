@@ -423,8 +423,9 @@ def in_chains(network: nn.Module, start: int = 0, end: int | None = None) -> nn.
         return network
     layers = list(network)[start:end]
     first = layers[:1] if start == 0 else []
+    rest = [layer for layer in layers[len(first) :] if not isinstance(layer, nn.Identity)]
     joined: list[nn.Module] = list(first)
-    for fused, row in groupby(layers[len(first) :], lambda layer: isinstance(layer, Fusable | nn.Identity)):
+    for fused, row in groupby(rest, lambda layer: isinstance(layer, Fusable)):
         joined.append((_Chain if fused else nn.Sequential)(*row))
         joined[-1].fused = fused  # type: ignore[assignment]
     return nn.Sequential(*joined)

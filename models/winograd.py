@@ -87,7 +87,10 @@ def _convolution(
     assert loaded is not None
     n, channels, height, width = x.shape
     filters = weights.shape[2]
-    y = torch.empty((n, filters, height, width), dtype=x.dtype, memory_format=torch.channels_last)
+    y = torch.empty((n, filters, height, width), memory_format=torch.channels_last)
+    if x.dtype != torch.float32 or channels != weights.shape[1] or not all(_fits(each, y) for each in (added, gate)):
+        shapes = [None if each is None else tuple(each.shape) for each in (x, weights, added, gate)]
+        raise ValueError(f"x, weights, added and gate don't fit each other: {shapes}, x of {x.dtype}")
     x, added, gate = (_laid_out(each) for each in (x, added, gate))  # type: ignore[assignment]
     loaded[0].unperturb_winograd_1(
         *(None if each is None else each.data_ptr() for each in (x, weights, bias, added, gate, y)),
@@ -97,6 +100,10 @@ def _convolution(
         torch.get_num_threads(),
     )
     return y
+
+
+def _fits(each: Tensor | None, y: Tensor) -> bool:
+    return each is None or (each.shape == y.shape and each.dtype == y.dtype)
 
 
 def _laid_out(x: Tensor | None) -> Tensor | None:
@@ -118,6 +125,9 @@ def convolution(
 
     added: (N, C', H, W), added to the outcome. slope: where it is given the sum is multiplied by 1 where `gate` (N, C', H, W), or
     without one the sum itself, is above 0, by the slope elsewhere: a (leaky) ReLU, or the gradient through one.
+
+    Raises:
+        ValueError: shapes don't fit each other, or something isn't float32.
     """
     found: Tensor = torch.ops.unperturb.convolution_3x3.default(x, weights, bias, added, gate, slope)
     return found

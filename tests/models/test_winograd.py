@@ -97,6 +97,20 @@ def test_one_broken_image_leaves_the_others_alone() -> None:
     assert torch.equal(found[::2], expected[::2])
 
 
+@pytest.mark.parametrize(
+    ("x", "others"),
+    [
+        (drawn(2, 32, 8, 8), {}),
+        (drawn(2, 16, 8, 8).double(), {}),
+        (drawn(2, 16, 8, 8), {"added": drawn(2, 16, 8, 7)}),
+        (drawn(2, 16, 8, 8), {"gate": drawn(1, 16, 8, 8), "slope": 0.0}),
+    ],
+)
+def test_what_does_not_fit_is_refused_and_not_read(x: Tensor, others: dict[str, Tensor]) -> None:
+    with pytest.raises(ValueError, match="don't fit each other"):
+        winograd.convolution(x, winograd.transformed(drawn(16, 16, 3, 3)), **others)
+
+
 def test_no_images_give_none() -> None:
     assert winograd.convolution(drawn(0, 16, 8, 8), winograd.transformed(drawn(16, 16, 3, 3))).shape == (0, 16, 8, 8)
 
