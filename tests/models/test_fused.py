@@ -7,12 +7,31 @@ from copy import deepcopy
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from models import fused
 from models.classifiers.resnet import Block
-from models.fused import Fusable, fuse
+from models.fused import Fusable, Step, fuse
 from models.networks import build_network, frozen_network
 from models.networks.nrp import ResidualBlock
+
+
+class LeakyResidual(Fusable):
+    """Two layers read what came through an activation with a slope, one of them twice; what they give is only added."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(3))
+
+    def plain(self, x: Tensor) -> Tensor:
+        first = F.leaky_relu(self.layers[0](x), 0.3)
+        second = F.leaky_relu(self.layers[1](first) + first, 0.2)
+        return F.leaky_relu(self.layers[2](first) + second, 0.1)
+
+    def steps(self) -> list[Step]:
+        first, second, third = self.layers
+        return [Step(first, 0, 0.3), Step(second, 1, 0.2, added=1), Step(third, 1, 0.1, added=2)]
+
 
 NETWORKS = {
     "identity block": (lambda: Block(4, 4, 1), (4, 9, 9)),
@@ -27,6 +46,8 @@ NETWORKS = {
         ),
         (16, 12, 12),
     ),
+    "leaky residual": (lambda: LeakyResidual(4), (4, 6, 6)),
+    "leaky residual of sixteen": (lambda: LeakyResidual(16), (16, 6, 6)),
     "residual block": (lambda: ResidualBlock(6), (6, 7, 5)),
     "convolutions": (
         lambda: nn.Sequential(
