@@ -17,20 +17,21 @@ from models.networks.nrp import ResidualBlock
 
 
 class LeakyResidual(Fusable):
-    """Two layers read what came through an activation with a slope, one of them twice; what they give is only added."""
+    """What came through an activation with a slope is read by one layer, by several, as what is added, and as both."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(3))
+        self.layers = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(4))
 
     def plain(self, x: Tensor) -> Tensor:
         first = F.leaky_relu(self.layers[0](x), 0.3)
         second = F.leaky_relu(self.layers[1](first) + first, 0.2)
-        return F.leaky_relu(self.layers[2](first) + second, 0.1)
+        third = F.leaky_relu(self.layers[2](first) + second, 0.1)
+        return F.leaky_relu(self.layers[3](third) + first, 0.4)
 
     def steps(self) -> list[Step]:
-        first, second, third = self.layers
-        return [Step(first, 0, 0.3), Step(second, 1, 0.2, added=1), Step(third, 1, 0.1, added=2)]
+        sources, slopes, added = (0, 1, 1, 3), (0.3, 0.2, 0.1, 0.4), (None, 1, 2, 1)
+        return [Step(*each) for each in zip(self.layers, sources, slopes, added, strict=True)]
 
 
 NETWORKS = {
