@@ -131,7 +131,7 @@ def test_images_in_another_layout_are_laid_out() -> None:
         ({"kernel_size": 5, "padding": 2}, False),
         ({"in_channels": 3}, False),
         ({"out_channels": 10}, False),
-        ({"in_channels": 512, "out_channels": 512}, False),
+        ({"in_channels": 256, "out_channels": 256}, False),
         ({"dtype": torch.bfloat16}, False),
     ],
 )
