@@ -6,8 +6,8 @@
 # PYTHON=... chooses the interpreter, pip's own PIP_... variables its index, proxy and certificates.
 #
 # The package is installed editable: the environment runs the checkout itself, so a `git pull` takes effect at once, and
-# only a changed pyproject.toml, or a change of what is compiled, means installing again. `.installed`, written last, says what an environment was made
-# from; without it (an installation that was interrupted) the environment is made anew.
+# only a changed pyproject.toml, or a change of what is compiled, means installing again. `.installed`, written last, says
+# what an environment was made from; without it (an installation that was interrupted) the environment is made anew.
 
 : "${root:?set it before sourcing this file}"
 
