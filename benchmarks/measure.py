@@ -52,6 +52,19 @@ def _by_winograd(x: Sequence[int], weight: Sequence[int], *_: object, out_shape:
     return _convolved(x, (weight[2], weight[1], 3, 3), out_shape=out_shape)
 
 
+def _directly(
+    x: Sequence[int],
+    weights: Sequence[int],
+    size: list[int],
+    geometry: list[int],
+    transposed: bool,
+    *_: object,
+    **__: object,
+) -> int:
+    outputs, channels = (x, size[1]) if transposed else (size, x[1])
+    return 2 * math.prod(outputs) * channels * geometry[0] ** 2
+
+
 FUSED = {
     "_convolution_pointwise": _convolved,
     "_convolution_transpose_pointwise": _transposed,
@@ -62,7 +75,7 @@ FUSED = {
 def multiply_adds(call: Callable[[], object]) -> float:
     """Of the convolutions and matrix products of a call, backward passes included."""
     formulas = {getattr(torch.ops.mkldnn, name): formula for name, formula in FUSED.items()} if AVAILABLE else {}
-    formulas[torch.ops.unperturb.convolution_3x3] = _by_winograd
+    formulas |= {torch.ops.unperturb.convolution_3x3: _by_winograd, torch.ops.unperturb.convolution_direct: _directly}
     counter = FlopCounterMode(display=False, custom_mapping=formulas)
     counter.mod_tracker = _NoModules()  # type: ignore[assignment]
     with counter:

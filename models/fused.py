@@ -4,7 +4,7 @@ oneDNN adds and activates while a layer's output is still in the cache, and read
 PyTorch keeps these operations for its compiler, under `torch.ops.mkldnn`; where a version lacks them nothing changes. Two more
 things come of it: with weights laid out, convolutions round one image alone as in any batch (tests/models/test_fused.py), and the
 gradient with respect to the input, all that a purifier needs, runs through the same kernels with the weights turned round.
-Most of a network's convolutions are 3 x 3 of stride 1; where models/winograd.py is at hand it takes these.
+Where our own convolutions are compiled they take most layers: models/winograd.py, models/direct.py.
 
 The gradient of a gradient, which only attacks ask for, goes through PyTorch's layers.
 """
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from models import winograd
+from models import direct, winograd
 
 _MKLDNN = torch.ops.mkldnn
 _NAMES = (
@@ -197,6 +197,25 @@ class _WinogradConvolution(_Packed):
         return winograd.convolution(gradient, self._turned, added=added, gate=y, slope=slope)
 
 
+class _DirectConvolution(_Packed):
+    """A convolution of models/direct.py, likewise."""
+
+    def __init__(self, layer: nn.Conv2d, slope: float | None) -> None:
+        super().__init__(layer, slope)
+        self._shape, self._forwards = direct.geometry(layer), direct.laid_out(self.weight)
+
+    @cached_property
+    def _backwards(self) -> Tensor:
+        return direct.laid_out_transposed(self.weight, self._shape)
+
+    def forward(self, x: Tensor, added: Tensor | None) -> Tensor:
+        return direct.convolution(x, self._forwards, len(self.weight), self._shape, self.bias, added, self.slope)
+
+    def backward(self, gradient: Tensor, size: torch.Size, added: Tensor | None, gate: _Gate | None) -> Tensor:
+        y, slope = (gate.y, gate.slope) if gate else (None, None)
+        return direct.transposed(gradient, self._backwards, size, self._shape, added, y, slope)
+
+
 class _PackedLinear(_Packed):
     """(N, C) -> (N, C'). It rounds by the number of rows: give it a fixed one where that matters (models/rounding.py)."""
 
@@ -276,8 +295,9 @@ class _Plan:
 def _packed(step: Step) -> _Packed:
     layer = step.layer
     if isinstance(layer, nn.Conv2d):
-        made = _WinogradConvolution if winograd.fits(layer) else _PackedConvolution
-        return made(layer, step.slope)
+        if winograd.fits(layer):
+            return _WinogradConvolution(layer, step.slope)
+        return (_DirectConvolution if direct.fits(layer) else _PackedConvolution)(layer, step.slope)
     assert isinstance(layer, nn.Linear)
     return _PackedLinear(layer, step.slope)
 

@@ -4,36 +4,17 @@
 // Convolutional Neural Networks, CVPR 2016, Eq. (9)): 36 products for each pair of channels instead of 144. G g G^T is done
 // in Python, once. Here tiles are transformed TILES at a time, multiplied by the weights for each of the 36 places, and
 // transformed back, with a sum and an activation on the way out. What a tile gives doesn't depend on the others.
-//
-// LANES: floats of a vector, 16 with AVX-512, 8 with AVX2; channels on both sides are a multiple of it.
+// Channels on both sides are a multiple of LANES.
+
+#include "vectors.h"
 
 #include <algorithm>
-#include <cstddef>
-#include <cstdint>
-#include <vector>
 
 namespace {
 
 constexpr int TILES = 24;  // at most, of a block: its two scratch areas stay in the second-level cache
 constexpr int ROWS = 12;   // tiles whose products are in registers at once
 constexpr int PLACES = 36;
-
-template <int N>
-struct Vector {
-    typedef float Register __attribute__((vector_size(4 * N)));
-    typedef float Memory __attribute__((vector_size(4 * N), aligned(4)));
-};
-using Lanes = Vector<LANES>::Register;
-
-template <int N = LANES>
-inline __attribute__((always_inline)) typename Vector<N>::Register load(const float *from) {
-    return *reinterpret_cast<const typename Vector<N>::Memory *>(from);
-}
-
-template <int N = LANES>
-inline __attribute__((always_inline)) void store(float *to, typename Vector<N>::Register value) {
-    *reinterpret_cast<typename Vector<N>::Memory *>(to) = value;
-}
 
 struct Shape {
     int images, height, width, channels, filters;
@@ -43,22 +24,6 @@ struct Shape {
     long tiles() const { return static_cast<long>(images) * of_an_image(); }
     size_t pixels() const { return static_cast<size_t>(height) * width; }
 };
-
-// What is done to each output: the sum with `added`, then times 1 or `slope` by the sign of `gate`, or of itself.
-struct Finish {
-    const float *bias, *added, *gate;
-    bool activated;
-    float slope;
-};
-
-// Memory of a thread, kept from call to call, from a whole cache line on.
-float *scratch(size_t floats) {
-    thread_local std::vector<float> memory;
-    constexpr size_t LINE = 64;
-    if (memory.size() < floats + LINE / sizeof(float)) memory.resize(floats + LINE / sizeof(float));
-    const auto start = reinterpret_cast<uintptr_t>(memory.data());
-    return reinterpret_cast<float *>((start + LINE - 1) / LINE * LINE);
-}
 
 // B^T d.
 inline __attribute__((always_inline)) void before(const Lanes *d, Lanes *t) {
@@ -108,7 +73,6 @@ void transform_back(const Shape &shape, const Finish &finish, const float *m, si
                     float *out) {
     for (int filter = 0; filter < shape.filters; filter += LANES) {
         Lanes columns[4][6], line[6], found[4];
-        const Lanes bias = finish.bias ? load(finish.bias + filter) : Lanes{};
         for (int j = 0; j < 6; ++j) {
             for (int i = 0; i < 6; ++i) line[i] = load(m + (6 * i + j) * plane + filter);
             after(line, found);
@@ -118,26 +82,26 @@ void transform_back(const Shape &shape, const Finish &finish, const float *m, si
             after(columns[i], found);
             for (int j = 0; j < 4 && 4 * column + j < shape.width; ++j) {
                 const size_t pixel = image + static_cast<size_t>(4 * row + i) * shape.width + 4 * column + j;
-                const size_t at = pixel * shape.filters + filter;
-                Lanes y = found[j] + bias;
-                if (finish.added) y += load(finish.added + at);
-                if (finish.activated) y = (finish.gate ? load(finish.gate + at) : y) > 0.f ? y : finish.slope * y;
-                store(out + at, y);
+                put<LANES>(finish, found[j], pixel * shape.filters, filter, out);
             }
         }
     }
 }
 
-// HEIGHT rows of v (tiles, channels) times N * WIDTH columns of u (channels, filters).
+// HEIGHT rows of v (tiles, channels) times N * WIDTH columns of u (channels, filters). A function of its own, so that it has all
+// registers to itself.
 template <int N, int HEIGHT, int WIDTH>
-inline __attribute__((always_inline)) void multiply(const float *v, const float *u, float *m, int channels, int filters) {
+__attribute__((noinline)) void multiply(const float *v, const float *u, float *m, int channels, int filters) {
     typename Vector<N>::Register sums[HEIGHT][WIDTH] = {}, weights[WIDTH];
-    for (int channel = 0; channel < channels; ++channel) {
-        for (int j = 0; j < WIDTH; ++j) weights[j] = load<N>(u + static_cast<size_t>(channel) * filters + j * N);
+    Rows<HEIGHT> rows(v, channels);
+    for (const float *const end = u + static_cast<size_t>(channels) * filters; u < end; u += filters, rows.next()) {
+        for (int j = 0; j < WIDTH; ++j) weights[j] = load<N>(u + j * N);
         for (int i = 0; i < HEIGHT; ++i)
-            for (int j = 0; j < WIDTH; ++j) sums[i][j] += v[static_cast<size_t>(i) * channels + channel] * weights[j];
+            for (int j = 0; j < WIDTH; ++j) sums[i][j] += rows[i] * weights[j];
     }
+#pragma GCC unroll 16  // else the sums go through memory
     for (int i = 0; i < HEIGHT; ++i)
+#pragma GCC unroll 4
         for (int j = 0; j < WIDTH; ++j) store<N>(m + static_cast<size_t>(i) * filters + j * N, sums[i][j]);
 }
 
@@ -155,15 +119,14 @@ void multiply_rows(const float *v, const float *u, float *m, int rows, int chann
 }
 
 void multiply_all(const float *v, const float *u, float *m, int rows, int channels, int filters) {
-    constexpr int HALF = LANES / 2;
     int filter = 0;
     if (rows < 4)  // too few sums at once for the processor's pipelines, unless they lie side by side
         for (; filter + 4 * LANES <= filters; filter += 4 * LANES)
             multiply_rows<LANES, 4, 4>(v, u + filter, m + filter, rows, channels, filters);
     for (; filter + 2 * LANES <= filters; filter += 2 * LANES)
         multiply_rows<LANES, LANES == 16 ? ROWS : ROWS / 2, 2>(v, u + filter, m + filter, rows, channels, filters);
-    for (; filter < filters; filter += LANES)  // two halves share each row's value, which one whole wouldn't
-        multiply_rows<HALF, LANES == 16 ? ROWS : ROWS / 2, 2>(v, u + filter, m + filter, rows, channels, filters);
+    for (; filter < filters; filter += LANES)
+        multiply_rows<LANES, ROWS, 1>(v, u + filter, m + filter, rows, channels, filters);
 }
 
 void block(const Shape &shape, const Finish &finish, const float *x, const float *u, float *y, long first, int tiles) {

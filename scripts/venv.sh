@@ -74,7 +74,7 @@ origin() {
 
 # All that it was made from.
 describe() {
-  origin "$1" && cat "$root/pyproject.toml" "$root/models/winograd.cpp" | cksum
+  origin "$1" && cat "$root/pyproject.toml" "$root"/models/*.cpp "$root"/models/*.h | cksum
 }
 
 # Whether environment $1 is complete. It keeps its Python unless PYTHON names another version.

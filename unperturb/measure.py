@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from models import winograd
+from models import compiled
 
 BUSY_PERCENT = 10.0
 
@@ -36,7 +36,7 @@ def described(*packages: str) -> dict[str, Any]:
 
 def _vectors() -> str:
     """What decides as much as how many cores there are: how wide vectors are, and what convolves."""
-    return f"{torch.backends.cpu.get_cpu_capability()}, convolutions by {winograd.told()}"
+    return f"{torch.backends.cpu.get_cpu_capability()}, convolutions by {compiled.told()}"
 
 
 def cpu(info: Path = Path("/proc/cpuinfo")) -> str:

@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.machine import described, options_of, refused, save
 from benchmarks.speed.rows import BATCHES
-from models import winograd
+from models import compiled
 from models.catalog import Catalog, Defense
 from unperturb.measure import bf16_instructions, busy_percent, spread
 
@@ -53,7 +53,7 @@ def _measured(purifiers: list[str] | None, rounds: int) -> list[dict[str, Any]]:
     # Noise, which no skip rule leaves alone.
     x = torch.rand(max(BATCHES), 3, 32, 32, generator=torch.Generator().manual_seed(0))
     for (_, way), defense in found.items():
-        with mock.patch.object(winograd, "_loaded", return_value=None) if way == "onednn" else nullcontext():
+        with mock.patch.object(compiled, "loaded", return_value=None) if way == "onednn" else nullcontext():
             defense.purify(x[:2], range(2))  # a network settles on its convolutions when it is first used
     ms: dict[tuple[str, str, int], list[float]] = {(*key, batch): [] for key in found for batch in BATCHES}
     for turn in range(rounds + 1):

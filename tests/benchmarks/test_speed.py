@@ -8,7 +8,7 @@ from benchmarks.measure import multiply_adds
 from benchmarks.speed import aid, chunks, growth, picture, precision, published
 from benchmarks.speed.__main__ import _counted, main
 from benchmarks.speed.rows import rows
-from models import fused, winograd
+from models import compiled, fused
 from models.catalog import Catalog
 from models.classifiers import build_classifier, frozen
 from models.networks import build_network, frozen_network
@@ -182,14 +182,14 @@ def test_every_way_to_compute_is_timed_and_set_side_by_side(monkeypatch, tmp_pat
     assert table.endswith("| 1.5 / 2.0 / 3.0 | 2.0 / 1.0 / 0.5 |")
 
 
-def test_the_way_without_winograd_is_onednns(monkeypatch, tmp_path):
+def test_the_way_without_our_convolutions_is_onednns(monkeypatch, tmp_path):
     packed = []
     real = fused._packed
     monkeypatch.setattr(fused, "_packed", lambda step: packed.append(real(step)) or packed[-1])
     out = tmp_path / "precision.json"
     assert precision.main(["--purifier=none", "--rounds=1", "--look-s=0.1", "--force", f"--out={out}"]) == 0
-    by_winograd = sum(isinstance(each, fused._WinogradConvolution) for each in packed)
-    assert by_winograd == (10 if winograd.available() else 0)  # those of one ResNet-18, not of three
+    ours = sum(isinstance(each, fused._WinogradConvolution | fused._DirectConvolution) for each in packed)
+    assert ours == (15 if compiled.available() else 0)  # those of one ResNet-18, not of three
 
 
 def test_the_processors_bf16_instructions_are_those_of_its_flags(tmp_path):

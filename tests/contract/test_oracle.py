@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from models import winograd
+from models import compiled
 from models.catalog import Catalog, Defense
 from models.purifiers import reference
 from models.purifiers.descending import DescentPurifier
@@ -57,18 +57,16 @@ def test_the_fast_path_answers_as_the_published_loop(purifier, attacked):
     assert shares["image"] >= 0.92, shares
 
 
-@pytest.mark.skipif(
-    not winograd.available(), reason="models/winograd.cpp is not compiled here, or not for this processor"
-)
+@pytest.mark.skipif(not compiled.available(), reason="models/*.cpp are not compiled here, or not for this processor")
 @pytest.mark.parametrize("purifier", ["none", "nrp", "aid", "soap-lc"])
-def test_winograds_convolutions_answer_as_those_of_onednn(purifier, attacked, monkeypatch):
+def test_our_convolutions_answer_as_those_of_onednn(purifier, attacked, monkeypatch):
     n, found = 256, []
-    for loaded in (winograd._loaded, lambda: None):
-        monkeypatch.setattr(winograd, "_loaded", loaded)
+    for loaded in (compiled.loaded, lambda: None):
+        monkeypatch.setattr(compiled, "loaded", loaded)
         defense = Catalog.open().defense("cifar10", purifier)
         found.append(defense.purify(attacked(defense, n), list(range(n))))
     ours, theirs = found
-    assert not torch.equal(ours.logits, theirs.logits)  # or it wasn't Winograd's
+    assert not torch.equal(ours.logits, theirs.logits)  # or they weren't ours
     assert (ours.logits.argmax(1) == theirs.logits.argmax(1)).float().mean() >= 0.99
     # Signs that flip where a gradient is nearly 0 cascade, so some images end elsewhere.
     near = (ours.logits - theirs.logits).abs().amax(1) < 1e-3

@@ -28,7 +28,8 @@ class Machine:
         shutil.copytree(ROOT / "scripts", self.checkout / "scripts")
         (self.checkout / "pyproject.toml").write_text("[project]\n", encoding="utf-8")
         (self.checkout / "models").mkdir()
-        (self.checkout / "models" / "winograd.cpp").write_text("// compiled\n", encoding="utf-8")
+        for source in ("winograd.cpp", "vectors.h"):
+            (self.checkout / "models" / source).write_text("// compiled\n", encoding="utf-8")
         self.bin.mkdir()
         for tool in TOOLS:
             if found := shutil.which(tool):
@@ -78,7 +79,7 @@ def test_second_start_installs_nothing(machine: Machine) -> None:
     assert machine.asked("-m") == []
 
 
-@pytest.mark.parametrize("file", ["pyproject.toml", "models/winograd.cpp"])
+@pytest.mark.parametrize("file", ["pyproject.toml", "models/winograd.cpp", "models/vectors.h"])
 def test_changed_dependencies_and_sources_are_installed_into_the_same_environment(machine: Machine, file: str) -> None:
     machine.python()
     machine.run("serve.sh")
