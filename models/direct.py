@@ -98,7 +98,7 @@ def _convolution(
     large, small = (size, x.shape) if transposed else (x.shape, size)
     columns = size[1] + -size[1] % _FEW
     fit = n == size[0] and [shape.outputs(side) for side in large[2:]] == list(small[2:])
-    if not fit or weights.numel() != shape.kernel**2 * channels * columns:
+    if not fit or shape.kernel > _LARGEST or weights.numel() != shape.kernel**2 * channels * columns:
         raise operands.misfit()
     sizes = (n, height, width, channels, size[2], size[3], size[1], *shape, transposed)
     return operands.output(code.direct, size, *sizes)

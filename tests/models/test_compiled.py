@@ -184,6 +184,12 @@ def test_a_transpose_to_another_size_is_refused(size: tuple[int, ...]) -> None:
         direct.transposed(drawn(2, 16, 8, 8), weights, torch.Size(size), SHAPE)
 
 
+def test_a_kernel_that_is_too_large_is_refused() -> None:
+    weights = direct.laid_out(drawn(16, 16, 9, 9))
+    with pytest.raises(ValueError, match="don't fit each other"):
+        direct.convolution(drawn(1, 16, 9, 9), weights, 16, Geometry(9, 1, 4))
+
+
 @pytest.mark.parametrize("call", [_winograd, _direct, _transposed])
 def test_no_images_give_none(call: Callable[..., Tensor]) -> None:
     assert call(drawn(0, 16, 8, 8), drawn(16, 16, 3, 3)).shape == (0, 16, 8, 8)
