@@ -100,6 +100,8 @@ class Operands:
                 raise self.misfit()
         if self.x.dtype != y.dtype:
             raise self.misfit()
+        if y.numel() == 0:
+            return y
         x, added, gate = _laid_out(self.x), _laid_out(self.added), _laid_out(self.gate)
         pointers = [None if each is None else each.data_ptr() for each in (x, self.weights, self.bias, added, gate, y)]
         call(*pointers, *sizes, self.slope is not None, self.slope or 0.0, torch.get_num_threads())

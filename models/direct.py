@@ -4,7 +4,7 @@ oneDNN takes a tenth of a millisecond to begin one, and leaves sums and gates of
 computes itself it computes about as quickly.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import NamedTuple
 
@@ -44,6 +44,23 @@ def fits(layer: nn.Conv2d) -> bool:
 def geometry(layer: nn.Conv2d) -> Geometry:
     """Of a layer that `fits`."""
     return Geometry(layer.kernel_size[0], layer.stride[0], int(layer.padding[0]))
+
+
+def as_convolution(layer: nn.Linear) -> nn.Conv2d:
+    """The convolution of the same weights that does to each pixel what a linear layer does to each row: see `as_image`."""
+    same = nn.Conv2d(layer.in_features, layer.out_features, 1, bias=False, dtype=layer.weight.dtype, device="meta")
+    same.weight, same.bias = nn.Parameter(layer.weight[:, :, None, None], layer.weight.requires_grad), layer.bias
+    return same
+
+
+def as_image(rows: Tensor) -> Tensor:
+    """Rows as the pixels of an image; no copy where they lie one after the other. (..., C) -> (1, C, 1, N)."""
+    return rows.reshape(1, 1, rows.shape[:-1].numel(), rows.shape[-1]).permute(0, 3, 1, 2)
+
+
+def as_rows(image: Tensor, size: Sequence[int]) -> Tensor:
+    """And back to (*size, C)."""
+    return image.permute(0, 2, 3, 1).reshape(*size, image.shape[1])
 
 
 def laid_out(weight: Tensor) -> Tensor:

@@ -216,6 +216,25 @@ class _DirectConvolution(_Packed):
         return direct.transposed(gradient, self._backwards, size, self._shape, added, y, slope)
 
 
+class _DirectLinear(_Packed):
+    """A linear layer as such a convolution, each row a pixel. (..., C) -> (..., C')."""
+
+    def __init__(self, layer: nn.Linear, slope: float | None) -> None:
+        super().__init__(layer, slope)
+        self._convolution = _DirectConvolution(direct.as_convolution(layer), slope)
+
+    def forward(self, x: Tensor, added: Tensor | None) -> Tensor:
+        if x.shape[-1] != self.weight.shape[1]:
+            return F.linear(x, self.weight, self.bias)  # whose error says what doesn't fit
+        return direct.as_rows(self._convolution.forward(direct.as_image(x), None), x.shape[:-1])
+
+    def backward(self, gradient: Tensor, size: torch.Size, added: Tensor | None, gate: _Gate | None) -> Tensor:
+        given = None if added is None else direct.as_image(added)
+        by = None if gate is None else _Gate(direct.as_image(gate.y), gate.slope)
+        image = torch.Size((1, size[-1], 1, size[:-1].numel()))
+        return direct.as_rows(self._convolution.backward(direct.as_image(gradient), image, given, by), size[:-1])
+
+
 class _PackedLinear(_Packed):
     """(N, C) -> (N, C'). It rounds by the number of rows: give it a fixed one where that matters (models/rounding.py)."""
 
@@ -299,7 +318,7 @@ def _packed(step: Step) -> _Packed:
             return _WinogradConvolution(layer, step.slope)
         return (_DirectConvolution if direct.fits(layer) else _PackedConvolution)(layer, step.slope)
     assert isinstance(layer, nn.Linear)
-    return _PackedLinear(layer, step.slope)
+    return (_DirectLinear if direct.fits(direct.as_convolution(layer)) else _PackedLinear)(layer, step.slope)
 
 
 def _laid_out(x: Tensor) -> Tensor:

@@ -255,3 +255,30 @@ def test_a_processor_without_the_instructions_does_without() -> None:
     command = [sys.executable, "-c", code]
     told = subprocess.run(command, env={"ATEN_CPU_CAPABILITY": "default"}, capture_output=True, text=True, check=True)
     assert told.stdout.split() == ["False", "oneDNN"]
+
+
+@pytest.mark.parametrize("size", [(5, 32), (2, 3, 32), (32,), (0, 32)])
+def test_a_linear_layer_is_one_with_its_activation_and_gradient(size: tuple[int, ...]) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        network = nn.Sequential(nn.Linear(32, 48), nn.ReLU(), nn.Linear(48, 16), nn.LeakyReLU(0.2), nn.Linear(16, 1))
+    plain, x = network.requires_grad_(False), drawn(*size).requires_grad_()
+    expected = plain(x)
+    (wanted,) = torch.autograd.grad(expected.sum(), x)
+    fuse(network)
+    kinds = {type(fused._packed(step)) for step in network.steps()}  # type: ignore[operator]
+    assert kinds == {fused._DirectLinear}
+    found = network(x)
+    (gradient,) = torch.autograd.grad(found.sum(), x)
+    assert found.shape == expected.shape
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert gradient.shape == x.shape
+    assert torch.allclose(gradient, wanted, atol=1e-5)
+
+
+def test_a_row_has_the_same_bits_among_any_others() -> None:
+    layer = nn.Linear(64, 48).requires_grad_(False)
+    packed, x = fused._DirectLinear(layer, 0.0), drawn(37, 64)
+    whole = packed.forward(x, None)
+    for size in (1, 2, 9, 16):
+        assert torch.equal(packed.forward(x[:size], None), whole[:size]), size
