@@ -10,7 +10,7 @@ which such instructions there are. Writes benchmarks/results/precision.json; `py
 import argparse
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -53,8 +53,8 @@ def _measured(purifiers: list[str] | None, rounds: int) -> list[dict[str, Any]]:
     # Noise, which no skip rule leaves alone.
     x = torch.rand(max(BATCHES), 3, 32, 32, generator=torch.Generator().manual_seed(0))
     for (_, way), defense in found.items():
-        with mock.patch.object(compiled, "loaded", return_value=None) if way == "onednn" else nullcontext():
-            defense.purify(x[:2], range(2))  # a network settles on its convolutions when it is first used
+        with _by(way):
+            defense.purify(x[:2], range(2))
     ms: dict[tuple[str, str, int], list[float]] = {(*key, batch): [] for key in found for batch in BATCHES}
     for turn in range(rounds + 1):
         print(f"round {turn} of {rounds}, the first warms up", file=sys.stderr)
@@ -78,7 +78,17 @@ def _defenses(purifiers: list[str] | None) -> dict[tuple[str, str], Defense]:
     """By purifier and way, beside the classifier that each is served with unasked."""
     catalogs = {way: Catalog.open(precision="bf16" if way == "bf16" else "fp32") for way in WAYS}
     names = purifiers or dict.fromkeys(each.purifier for each in catalogs["fp32"].offers() if each.model == MODEL)
-    return {(name, way): catalog.defense(MODEL, name) for name in names for way, catalog in catalogs.items()}
+    found = {}
+    for name in names:
+        for way, catalog in catalogs.items():
+            with _by(way):
+                found[name, way] = catalog.defense(MODEL, name)
+    return found
+
+
+def _by(way: str) -> AbstractContextManager[object]:
+    """In it networks settle on that way's convolutions, which they do when they are first used: some as a defence is made."""
+    return mock.patch.object(compiled, "loaded", return_value=None) if way == "onednn" else nullcontext()
 
 
 if __name__ == "__main__":

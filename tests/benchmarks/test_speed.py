@@ -182,14 +182,16 @@ def test_every_way_to_compute_is_timed_and_set_side_by_side(monkeypatch, tmp_pat
     assert table.endswith("| 1.5 / 2.0 / 3.0 | 2.0 / 1.0 / 0.5 |")
 
 
-def test_the_way_without_our_convolutions_is_onednns(monkeypatch, tmp_path):
+@pytest.mark.parametrize("purifier", ["none", "reverse"])  # reverse's head runs while its purifier is made
+def test_the_way_without_our_convolutions_is_onednns(purifier, monkeypatch, tmp_path):
     packed = []
     real = fused._packed
     monkeypatch.setattr(fused, "_packed", lambda step: packed.append(real(step)) or packed[-1])
+    monkeypatch.setattr(precision, "BATCHES", (2,))
     out = tmp_path / "precision.json"
-    assert precision.main(["--purifier=none", "--rounds=1", "--look-s=0.1", "--force", f"--out={out}"]) == 0
-    ours = sum(isinstance(each, fused._WinogradConvolution | fused._DirectConvolution) for each in packed)
-    assert ours == (15 if compiled.available() else 0)  # those of one ResNet-18, not of three
+    assert precision.main([f"--purifier={purifier}", "--rounds=1", "--look-s=0.1", "--force", f"--out={out}"]) == 0
+    ours = [each for each in packed if isinstance(each, fused._WinogradConvolution | fused._DirectConvolution)]
+    assert len(ours) == (15 if compiled.available() else 0)  # those of one ResNet-18, not of three
 
 
 def test_the_processors_bf16_instructions_are_those_of_its_flags(tmp_path):
