@@ -88,45 +88,45 @@ void transform_back(const Shape &shape, const Finish &finish, const float *m, si
     }
 }
 
-// HEIGHT rows of v (tiles, channels) times N * WIDTH columns of u (channels, filters). A function of its own, so that it has all
+// HEIGHT rows of v (tiles, channels) times LANES * WIDTH columns of u (channels, filters). A function of its own, so that it has all
 // registers to itself.
-template <int N, int HEIGHT, int WIDTH>
+template <int HEIGHT, int WIDTH>
 __attribute__((noinline)) void multiply(const float *v, const float *u, float *m, int channels, int filters) {
-    typename Vector<N>::Register sums[HEIGHT][WIDTH] = {}, weights[WIDTH];
+    Lanes sums[HEIGHT][WIDTH] = {}, weights[WIDTH];
     Rows<HEIGHT> rows(v, channels);
     for (const float *const end = u + static_cast<size_t>(channels) * filters; u < end; u += filters, rows.next()) {
-        for (int j = 0; j < WIDTH; ++j) weights[j] = load<N>(u + j * N);
+        for (int j = 0; j < WIDTH; ++j) weights[j] = load(u + j * LANES);
         for (int i = 0; i < HEIGHT; ++i)
             for (int j = 0; j < WIDTH; ++j) sums[i][j] += rows[i] * weights[j];
     }
 #pragma GCC unroll 16  // else the sums go through memory
     for (int i = 0; i < HEIGHT; ++i)
 #pragma GCC unroll 4
-        for (int j = 0; j < WIDTH; ++j) store<N>(m + static_cast<size_t>(i) * filters + j * N, sums[i][j]);
+        for (int j = 0; j < WIDTH; ++j) store(m + static_cast<size_t>(i) * filters + j * LANES, sums[i][j]);
 }
 
 // The same for all rows, in as few pieces as registers allow.
-template <int N, int HEIGHT, int WIDTH>
+template <int HEIGHT, int WIDTH>
 void multiply_rows(const float *v, const float *u, float *m, int rows, int channels, int filters) {
     int row = 0;
     const auto piece = [&](auto call, int height) {
         for (; row + height <= rows; row += height)
             call(v + static_cast<size_t>(row) * channels, u, m + static_cast<size_t>(row) * filters, channels, filters);
     };
-    piece(multiply<N, HEIGHT, WIDTH>, HEIGHT);
-    piece(multiply<N, 4, WIDTH>, 4);
-    piece(multiply<N, 1, WIDTH>, 1);
+    piece(multiply<HEIGHT, WIDTH>, HEIGHT);
+    piece(multiply<4, WIDTH>, 4);
+    piece(multiply<1, WIDTH>, 1);
 }
 
 void multiply_all(const float *v, const float *u, float *m, int rows, int channels, int filters) {
     int filter = 0;
     if (rows < 4)  // too few sums at once for the processor's pipelines, unless they lie side by side
         for (; filter + 4 * LANES <= filters; filter += 4 * LANES)
-            multiply_rows<LANES, 4, 4>(v, u + filter, m + filter, rows, channels, filters);
+            multiply_rows<4, 4>(v, u + filter, m + filter, rows, channels, filters);
     for (; filter + 2 * LANES <= filters; filter += 2 * LANES)
-        multiply_rows<LANES, LANES == 16 ? ROWS : ROWS / 2, 2>(v, u + filter, m + filter, rows, channels, filters);
+        multiply_rows<LANES == 16 ? ROWS : ROWS / 2, 2>(v, u + filter, m + filter, rows, channels, filters);
     for (; filter < filters; filter += LANES)
-        multiply_rows<LANES, ROWS, 1>(v, u + filter, m + filter, rows, channels, filters);
+        multiply_rows<ROWS, 1>(v, u + filter, m + filter, rows, channels, filters);
 }
 
 void block(const Shape &shape, const Finish &finish, const float *x, const float *u, float *y, long first, int tiles) {

@@ -218,6 +218,7 @@ def test_images_in_another_layout_are_laid_out(call: Callable[..., Tensor]) -> N
         ({"padding": "same"}, False, False),
         ({"stride": (1, 2)}, False, False),
         ({"kernel_size": (1, 3), "padding": (0, 1)}, False, False),
+        ({"kernel_size": 5, "padding": 2}, False, True),
         ({"kernel_size": 9, "padding": 4}, False, False),
         ({"in_channels": 256, "out_channels": 256}, False, False),
         ({"dtype": torch.bfloat16}, False, False),
@@ -246,6 +247,7 @@ def test_networks_run_by_ours_where_they_are_at_hand_and_by_onednn_elsewhere(
     monkeypatch.setattr(compiled, "loaded", lambda: None)
     other, by = answer()
     assert by is fused._PackedConvolution
+    assert stride > 1 or not torch.equal(one, other)  # direct sums may have the same bits
     assert torch.allclose(one, other, atol=1e-4)
     assert compiled.told() == "oneDNN"
 
