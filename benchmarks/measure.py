@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.checkpoint import Card
-from models.fused import AVAILABLE
+from models.plan import AVAILABLE
 from training.data import DataError, load_data
 
 

@@ -18,9 +18,8 @@ constexpr int FRAME = 1 << 14;  // floats of a frame, so that it and the weights
 constexpr int MOST_TAPS = 64;
 constexpr int FEW = 4;  // filters that are summed at once where they don't fill a vector
 
-struct Shape {
-    int images, height, width, channels, out_height, out_width, filters, kernel, stride, padding;
-    bool transposed;
+struct Shape : Sizes {
+    int images;
 
     int step() const { return transposed ? 1 : stride; }  // in the input, from an output of a phase to the next
     int phases() const { return transposed ? stride : 1; }
@@ -164,18 +163,12 @@ int rows_of_a_block(const Shape &shape, const Taps &taps, int threads) {
 
 }  // namespace
 
-// x (images, height, width, channels), bias (filters) or null, added, gate and y (images, out_height, out_width, filters), the
-// first two or null. weights: for each phase down, then right, (taps, channels, columns), columns being the filters filled up to
-// a multiple of 4, of which two vectors, a vector or four lie together, in this order as long as there are so many.
-// Its number grows whenever what it takes changes, so that nobody calls what an older source was compiled to.
-extern "C" void unperturb_direct_1(const float *x, const float *weights, const float *bias, const float *added, const float *gate,
-                                   float *y, int images, int height, int width, int channels, int out_height, int out_width,
-                                   int filters, int kernel, int stride, int padding, int transposed, int activated, float slope,
-                                   int threads) {
-    const Shape shape{images, height, width, channels, out_height, out_width, filters, kernel, stride, padding, transposed != 0};
-    const Finish finish{bias, added, gate, activated != 0, slope};
+// weights: for each phase down, then right, (taps, channels, columns), columns being the filters filled up to a multiple of 4, of
+// which two vectors, a vector or four lie together, in this order as long as there are so many.
+void direct(const Sizes &sizes, const Finish &finish, const float *x, const float *weights, float *y, int images, int threads) {
+    const Shape shape{sizes, images};
     const Taps taps(shape);
-    const int rows = shape.of_a_phase(out_height), size = rows_of_a_block(shape, taps, threads);
+    const int rows = shape.of_a_phase(shape.out_height), size = rows_of_a_block(shape, taps, threads);
     const int blocks = (rows + size - 1) / size;
     const long all = static_cast<long>(images) * blocks;
 #pragma omp parallel for num_threads(threads) if (threads > 1 && all > 1) schedule(static)

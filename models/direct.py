@@ -5,6 +5,7 @@ computes itself it computes about as quickly.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import product
 from typing import NamedTuple
 
@@ -13,10 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models import compiled
-from models.compiled import LIBRARY, Operands
+from models.compiled import LIBRARY
+from models.program import Kernel, Kind, applied, misfit
 
 _FEW = 4  # channels that are summed at once where they don't fill a vector
 _LARGEST = 7  # kernel
+_ROWS = 64  # of a matrix at a time; fewer read the weights more often than they need
 
 
 class Geometry(NamedTuple):
@@ -33,12 +36,17 @@ class Geometry(NamedTuple):
 
 def fits(layer: nn.Conv2d) -> bool:
     """Whether a layer is one of these: square, channels that fill the processor's vectors, on one side four at most."""
-    code = compiled.loaded()
-    if code is None or not compiled.suits(layer) or layer.kernel_size[0] > _LARGEST:
+    if not compiled.suits(layer) or layer.kernel_size[0] > _LARGEST:
         return False
     alike = all(len(set(pair)) == 1 for pair in (layer.kernel_size, layer.stride, layer.padding))
-    counts = sorted((layer.in_channels, layer.out_channels))
-    return alike and counts[1] % code.lanes == 0 and (counts[0] % code.lanes == 0 or counts[0] <= _FEW)
+    few, many = sorted((layer.in_channels, layer.out_channels))
+    return alike and fills_vectors(many) and (fills_vectors(few) or few <= _FEW)
+
+
+def fills_vectors(channels: int) -> bool:
+    """Whether so many channels are whole vectors of this processor."""
+    code = compiled.loaded()
+    return code is not None and channels % code.lanes == 0
 
 
 def geometry(layer: nn.Conv2d) -> Geometry:
@@ -84,12 +92,36 @@ def _in_columns(weights: Tensor) -> Tensor:
     """(products, filters) -> (products * filters), filters filled up to a multiple of four: see models/direct.cpp."""
     code = compiled.loaded()
     assert code is not None
-    weights, found = F.pad(weights, (0, -weights.shape[1] % _FEW)), []
+    weights, found = F.pad(weights, (0, _columns(weights.shape[1]) - weights.shape[1])), []
     for together in (2 * code.lanes, code.lanes, _FEW):
         whole = weights.shape[1] // together * together
         found += [part.flatten() for part in weights[:, :whole].split(together, dim=1)] if whole else []
         weights = weights[:, whole:]
     return torch.cat(found)
+
+
+def kernel(weights: Tensor, filters: int, shape: Geometry, size: Sequence[int], bias: Tensor | None) -> Kernel:
+    """What `convolution` does to images (C, H, W)."""
+    channels, height, width = size
+    output = (filters, shape.outputs(height), shape.outputs(width))
+    return Kernel(Kind.DIRECT, (channels, height, width), output, weights, bias, shape)
+
+
+def kernel_transposed(weights: Tensor, filters: int, shape: Geometry, size: Sequence[int]) -> Kernel:
+    """What `transposed` does to gradients of so many filters, for images (C, H, W)."""
+    channels, height, width = size
+    given = (filters, shape.outputs(height), shape.outputs(width))
+    return Kernel(Kind.DIRECT, given, (channels, height, width), weights, None, shape, transposed=True)
+
+
+def of_rows(kernel: Kernel) -> Kernel:
+    """The same of images of one pixel each, as the rows of a matrix."""
+    return replace(kernel, kind=Kind.ROWS, size=kernel.size[:1], output=kernel.output[:1], together=_ROWS)
+
+
+def _columns(filters: int) -> int:
+    """Of the weights laid out for so many filters."""
+    return -(-filters // _FEW) * _FEW
 
 
 LIBRARY.define(
@@ -109,16 +141,14 @@ def _convolution(
     gate: Tensor | None,
     slope: float | None,
 ) -> Tensor:
-    code, operands, shape = compiled.loaded(), Operands(x, weights, bias, added, gate, slope), Geometry(*geometry)
-    assert code is not None
+    shape = Geometry(*geometry)
     n, channels, height, width = x.shape
     large, small = (size, x.shape) if transposed else (x.shape, size)
-    columns = size[1] + -size[1] % _FEW
     fit = n == size[0] and [shape.outputs(side) for side in large[2:]] == list(small[2:])
-    if not fit or shape.kernel > _LARGEST or weights.numel() != shape.kernel**2 * channels * columns:
-        raise operands.misfit()
-    sizes = (n, height, width, channels, size[2], size[3], size[1], *shape, transposed)
-    return operands.output(code.direct, size, *sizes)
+    if not fit or shape.kernel > _LARGEST or weights.numel() != shape.kernel**2 * channels * _columns(size[1]):
+        raise misfit(x, weights, bias, added, gate)
+    kernel = Kernel(Kind.DIRECT, (channels, height, width), tuple(size[1:]), weights, bias, shape, transposed)
+    return applied(kernel, x, added, gate, slope)
 
 
 LIBRARY.impl("convolution_direct", _convolution, "CPU")

@@ -1,8 +1,12 @@
-// What the convolutions of this folder share: vectors, what is done to each output, a thread's memory.
+// What the operations of this folder share: vectors, what is done to each output, a thread's memory.
 //
 // LANES: floats of a vector, 16 with AVX-512, 8 with AVX2.
 
 #pragma once
+
+#include "operations.h"
+
+#include <immintrin.h>
 
 #include <cstddef>
 #include <cstdint>
@@ -47,20 +51,32 @@ struct Rows {
     }
 };
 
-// What is done to each output: the sum with `added`, then times 1 or `slope` by the sign of `gate`, or of itself.
-struct Finish {
-    const float *bias, *added, *gate;
-    bool activated;
-    float slope;
-};
+// Which floats of a vector are above zero, a bit each; and of two vectors the floats by these bits.
+#if LANES == 16
+inline __attribute__((always_inline)) Signs signs(Lanes x) { return _mm512_cmp_ps_mask(x, Lanes{}, _CMP_GT_OQ); }
+inline __attribute__((always_inline)) Lanes chosen(Signs by, Lanes yes, Lanes no) { return _mm512_mask_blend_ps(by, no, yes); }
+#else
+inline __attribute__((always_inline)) Signs signs(Lanes x) {
+    return static_cast<Signs>(_mm256_movemask_ps(_mm256_cmp_ps(x, Lanes{}, _CMP_GT_OQ)));
+}
+inline __attribute__((always_inline)) Lanes chosen(Signs by, Lanes yes, Lanes no) {
+    const __m256i each = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    const __m256i found = _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(by), each), each);
+    return _mm256_blendv_ps(no, yes, _mm256_castsi256_ps(found));
+}
+#endif
 
-// That for N filters from `filter` on of a pixel whose filters lie from `pixel` on.
+// What is done to N outputs, the filters from `filter` on of a pixel whose filters lie from `pixel` on.
 template <int N>
 inline __attribute__((always_inline)) void put(const Finish &finish, typename Vector<N>::Register y, size_t pixel, int filter,
                                                float *out) {
     const size_t at = pixel + filter;
     if (finish.bias) y += load<N>(finish.bias + filter);
     if (finish.added) y += load<N>(finish.added + at);
+    if constexpr (N == LANES) {  // signs are of whole vectors
+        if (finish.told) finish.told[at / LANES] = signs(y);
+        if (finish.signs) y = chosen(finish.signs[at / LANES], y, finish.slope * y);
+    }
     if (finish.activated) y = (finish.gate ? load<N>(finish.gate + at) : y) > 0.f ? y : finish.slope * y;
     store<N>(out + at, y);
 }

@@ -16,8 +16,8 @@ constexpr int TILES = 24;  // at most, of a block: its two scratch areas stay in
 constexpr int ROWS = 12;   // tiles whose products are in registers at once
 constexpr int PLACES = 36;
 
-struct Shape {
-    int images, height, width, channels, filters;
+struct Shape : Sizes {
+    int images;
 
     int across() const { return (width + 3) / 4; }
     int of_an_image() const { return (height + 3) / 4 * across(); }
@@ -152,18 +152,13 @@ void block(const Shape &shape, const Finish &finish, const float *x, const float
 
 }  // namespace
 
-// x (images, height, width, channels), u (36, channels, filters), bias (filters) or null, added, gate and y (images, height,
-// width, filters), the first two or null. Channels and filters: multiples of LANES. Its number grows whenever what it takes
-// changes, so that nobody calls what an older source was compiled to.
-extern "C" void unperturb_winograd_1(const float *x, const float *u, const float *bias, const float *added, const float *gate,
-                                     float *y, int images, int height, int width, int channels, int filters, int activated,
-                                     float slope, int threads) {
-    const Shape shape{images, height, width, channels, filters};
-    const Finish finish{bias, added, gate, activated != 0, slope};
+// weights (36, channels, filters). Channels and filters: multiples of LANES.
+void winograd(const Sizes &sizes, const Finish &finish, const float *x, const float *weights, float *y, int images, int threads) {
+    const Shape shape{sizes, images};
     const long tiles = shape.tiles();
     const int size = tiles > 2L * TILES * threads ? TILES : ROWS;  // few tiles: an even share for each thread
     const long blocks = (tiles + size - 1) / size;
 #pragma omp parallel for num_threads(threads) if (threads > 1 && blocks > 1) schedule(static)
     for (long i = 0; i < blocks; ++i)
-        block(shape, finish, x, u, y, i * size, static_cast<int>(std::min<long>(size, tiles - i * size)));
+        block(shape, finish, x, weights, y, i * size, static_cast<int>(std::min<long>(size, tiles - i * size)));
 }

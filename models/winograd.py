@@ -3,11 +3,14 @@
 Lavin, Gray: Fast Algorithms for Convolutional Neural Networks, CVPR 2016.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from models import compiled
-from models.compiled import LIBRARY, Operands
+from models.compiled import LIBRARY
+from models.program import Kernel, Kind, applied, misfit
 
 # G of F(4 x 4, 3 x 3).
 _G = (
@@ -18,6 +21,7 @@ _G = (
     (1 / 24, -1 / 12, 1 / 6),
     (0, 0, 1),
 )
+_TILES = 24  # of a block, as in models/winograd.cpp: fewer at a time read the weights more often than they need
 
 
 def fits(layer: nn.Conv2d) -> bool:
@@ -36,6 +40,21 @@ def transformed(weight: Tensor) -> Tensor:
     return turned.flatten(0, 1).float().contiguous()
 
 
+def kernel(weights: Tensor, bias: Tensor | None, size: Sequence[int]) -> Kernel:
+    """What `convolution` does to images (C, H, W) with so many channels as the weights have."""
+    channels, height, width = size
+    together = -(-_TILES // (-(-height // 4) * -(-width // 4)))
+    return Kernel(
+        Kind.WINOGRAD,
+        (channels, height, width),
+        (weights.shape[2], height, width),
+        weights,
+        bias,
+        (3, 1, 1),
+        together=together,
+    )
+
+
 LIBRARY.define(
     "convolution_3x3(Tensor x, Tensor weights, Tensor? bias, Tensor? added, Tensor? gate, float? slope) -> Tensor"
 )
@@ -44,13 +63,9 @@ LIBRARY.define(
 def _convolution(
     x: Tensor, weights: Tensor, bias: Tensor | None, added: Tensor | None, gate: Tensor | None, slope: float | None
 ) -> Tensor:
-    code, operands = compiled.loaded(), Operands(x, weights, bias, added, gate, slope)
-    assert code is not None
-    n, channels, height, width = x.shape
-    filters = weights.shape[2]
-    if channels != weights.shape[1]:
-        raise operands.misfit()
-    return operands.output(code.winograd, [n, filters, height, width], n, height, width, channels, filters)
+    if x.shape[1] != weights.shape[1]:
+        raise misfit(x, weights, bias, added, gate)
+    return applied(kernel(weights, bias, x.shape[1:]), x, added, gate, slope)
 
 
 LIBRARY.impl("convolution_3x3", _convolution, "CPU")

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.classifiers.base import Classifier, numbered_taps, register_architecture
-from models.fused import Fusable, Step
+from models.fused import Fusable
+from models.plan import Step
 
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR10_STD = (0.2023, 0.1994, 0.2010)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.classifiers import Classifier
+from models.fused import rows_alike
 from models.networks.base import register_network
 from models.rounding import by_rows
 
@@ -69,7 +70,8 @@ class AidDiscriminator(nn.Module):
         """The logit of p_adv. One activation (N, C, H, W) for each tap, in order -> (N,)."""
         # Sec. 3.1: "global average pooling as the first operation".
         pooled = torch.cat([F.adaptive_avg_pool2d(each, 1).flatten(1) for each in activations], dim=1)
-        return self._classified(pooled) if self.training else by_rows(self._classified, pooled, ROWS)
+        alone = self.training or rows_alike(self, pooled)
+        return self._classified(pooled) if alone else by_rows(self._classified, pooled, ROWS)
 
     def _classified(self, pooled: Tensor) -> Tensor:
         """(N, sum of the channels) -> (N,)."""

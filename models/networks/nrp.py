@@ -20,9 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.fused import Fusable, Step
+from models.fused import Fusable
 from models.networks.base import register_network
 from models.networks.generator import Generator
+from models.plan import Step
 
 SHARE = 0.2  # how much of a block's output is added to its input
 

@@ -8,7 +8,7 @@ from benchmarks.measure import multiply_adds
 from benchmarks.speed import aid, chunks, growth, picture, precision, published
 from benchmarks.speed.__main__ import _counted, main
 from benchmarks.speed.rows import rows
-from models import compiled, fused
+from models import compiled, fused, plan
 from models.catalog import Catalog
 from models.classifiers import build_classifier, frozen
 from models.networks import build_network, frozen_network
@@ -185,12 +185,12 @@ def test_every_way_to_compute_is_timed_and_set_side_by_side(monkeypatch, tmp_pat
 @pytest.mark.parametrize("purifier", ["none", "reverse"])  # reverse's head runs while its purifier is made
 def test_the_way_without_our_convolutions_is_onednns(purifier, monkeypatch, tmp_path):
     packed = []
-    real = fused._packed
-    monkeypatch.setattr(fused, "_packed", lambda step: packed.append(real(step)) or packed[-1])
+    real = plan._packed
+    monkeypatch.setattr(plan, "_packed", lambda step: packed.append(real(step)) or packed[-1])
     monkeypatch.setattr(precision, "BATCHES", (2,))
     out = tmp_path / "precision.json"
     assert precision.main([f"--purifier={purifier}", "--rounds=1", "--look-s=0.1", "--force", f"--out={out}"]) == 0
-    ours = [each for each in packed if isinstance(each, fused._WinogradConvolution | fused._DirectConvolution)]
+    ours = [each for each in packed if isinstance(each, plan._WinogradConvolution | plan._DirectConvolution)]
     assert len(ours) == (15 if compiled.available() else 0)  # those of one ResNet-18, not of three
 
 

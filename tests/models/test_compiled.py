@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_input
 
-from models import compiled, direct, fused, winograd
+from models import compiled, direct, plan, winograd
 from models.direct import Geometry
 from models.fused import fuse
 
@@ -229,7 +229,7 @@ def test_they_take_what_they_can(arguments: dict[str, Any], by_winograd: bool, d
     assert (winograd.fits(layer), direct.fits(layer)) == (by_winograd, directly)
 
 
-@pytest.mark.parametrize(("stride", "kind"), [(1, fused._WinogradConvolution), (2, fused._DirectConvolution)])
+@pytest.mark.parametrize(("stride", "kind"), [(1, plan._WinogradConvolution), (2, plan._DirectConvolution)])
 def test_networks_run_by_ours_where_they_are_at_hand_and_by_onednn_elsewhere(
     stride: int, kind: type, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,13 +240,13 @@ def test_networks_run_by_ours_where_they_are_at_hand_and_by_onednn_elsewhere(
         network = nn.Sequential(layer, nn.ReLU())
         fuse(network)
         x = drawn(2, 16, 8, 8)
-        return network(x), type(fused._packed(network.steps()[0]))  # type: ignore[operator]
+        return network(x), type(plan._packed(network.steps()[0]))  # type: ignore[operator]
 
     one, by = answer()
     assert by is kind
     monkeypatch.setattr(compiled, "loaded", lambda: None)
     other, by = answer()
-    assert by is fused._PackedConvolution
+    assert by is plan._PackedConvolution
     assert stride > 1 or not torch.equal(one, other)  # direct sums may have the same bits
     assert torch.allclose(one, other, atol=1e-4)
     assert compiled.told() == "oneDNN"
@@ -268,8 +268,8 @@ def test_a_linear_layer_is_one_with_its_activation_and_gradient(size: tuple[int,
     expected = plain(x)
     (wanted,) = torch.autograd.grad(expected.sum(), x)
     fuse(network)
-    kinds = {type(fused._packed(step)) for step in network.steps()}  # type: ignore[operator]
-    assert kinds == {fused._DirectLinear}
+    kinds = {type(plan._packed(step)) for step in network.steps()}  # type: ignore[operator]
+    assert kinds == {plan._DirectLinear}
     found = network(x)
     (gradient,) = torch.autograd.grad(found.sum(), x)
     assert found.shape == expected.shape
@@ -280,7 +280,7 @@ def test_a_linear_layer_is_one_with_its_activation_and_gradient(size: tuple[int,
 
 def test_a_row_has_the_same_bits_among_any_others() -> None:
     layer = nn.Linear(64, 48).requires_grad_(False)
-    packed, x = fused._DirectLinear(layer, 0.0), drawn(37, 64)
+    packed, x = plan._DirectLinear(layer, 0.0), drawn(37, 64)
     whole = packed.forward(x, None)
     for size in (1, 2, 9, 16):
         assert torch.equal(packed.forward(x[:size], None), whole[:size]), size

@@ -3,17 +3,20 @@
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from models import fused
+from models import compiled, fused, plan
 from models.classifiers.resnet import Block
-from models.fused import Fusable, Step, fuse
+from models.fused import Fusable, fuse
 from models.networks import build_network, frozen_network
 from models.networks.nrp import ResidualBlock
+from models.plan import Step
 
 
 class LeakyResidual(Fusable):
@@ -56,6 +59,10 @@ NETWORKS = {
         ),
         (3, 12, 12),
     ),
+    "rows": (
+        lambda: nn.Sequential(nn.Linear(48, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 1)),
+        (48,),
+    ),
     "linear layers": (lambda: nn.Sequential(nn.Linear(1200, 30), nn.ReLU(), nn.Linear(30, 4)), (1200,)),
 }
 SIZES = (1, 2, 16, 32, 64)  # of batches
@@ -90,6 +97,89 @@ def test_answers_and_gradients_are_those_of_plain_layers(name: str) -> None:
         assert torch.equal(copy(x), expected)
 
 
+own_code = pytest.mark.skipif(not compiled.available(), reason="our own convolutions aren't compiled here")
+OWN = [
+    "identity block of sixteen",
+    "blocks in a row",
+    "residual block of sixteen",
+    "leaky convolutions",
+    "leaky residual of sixteen",
+]
+
+
+@own_code
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("name", [*OWN, "rows"])
+def test_in_one_call_the_bits_are_those_of_one_by_one(name: str, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, copy, x = made(name)
+    x = x.repeat(5, *[1] * (x.dim() - 1))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for size in (1, 2, 3, 7, 45):
+            found = answer_and_gradient(copy, x[:size])
+            with torch.no_grad():
+                answered = copy(x[:size])
+            with monkeypatch.context() as patch:
+                patch.setattr(plan.Plan, "suiting", lambda self, _: self._one_by_one)
+                expected = answer_and_gradient(copy, x[:size])
+            assert all(
+                torch.equal(one, other) for one, other in zip((*found, answered), (*expected, expected[0]), strict=True)
+            ), size
+    finally:
+        torch.set_num_threads(before)
+
+
+@own_code
+@pytest.mark.parametrize("name", [*OWN, "rows"])
+def test_what_is_all_our_own_runs_in_one_call_and_keeps_bits_alone(name: str) -> None:
+    _, copy, x = made(name)
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        x.requires_grad_()
+        copy(x)
+    came, signs = kept
+    assert came.data_ptr() == x.data_ptr()  # no copy
+    assert (signs.dtype, signs.numel() > 0) == (torch.uint8, True)
+
+
+class _Watch(TorchDispatchMode):
+    """Notes what is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@own_code
+def test_who_watches_operations_sees_each_of_them() -> None:
+    _, copy, x = made("blocks in a row")
+    with _Watch() as watch, torch.no_grad():
+        copy(x)
+    convolutions = [name for name in watch.seen if name.startswith("unperturb.convolution")]
+    assert len(convolutions) == sum(isinstance(layer, nn.Conv2d) for layer in copy.modules()) == 7
+
+
+def test_one_broken_image_leaves_the_others_alone() -> None:
+    _, copy, x = made("blocks in a row")
+    expected = copy(x)
+    x[4] = torch.nan
+    found = copy(x)
+    assert found[4].isnan().all()
+    assert torch.equal(found[[0, 1, 2, 3, 5, 6, 7, 8]], expected[[0, 1, 2, 3, 5, 6, 7, 8]])
+
+
+@own_code
+def test_an_image_larger_than_a_thread_keeps_memory_for() -> None:
+    plain, copy, _ = made("identity block of sixteen")
+    x = torch.randn(1, 16, 600, 700)
+    assert torch.allclose(copy(x), plain(x), rtol=1e-4, atol=1e-4)
+
+
 @pytest.fixture
 def one_thread():
     """Where several share a strided convolution's gradient, how they do depends on the number of images."""
@@ -117,11 +207,11 @@ def test_weights_lie_as_onednn_wants_them_for_each_size(channels: int, side: int
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        packed = fused._PackedConvolution(layer, None)
+        packed = plan._PackedConvolution(layer, None)
         laid_out = set()
         for size in SIZES:
             x = torch.randn(size, channels, side, side)
-            wanted = fused._MKLDNN._reorder_convolution_weight(layer.weight, *packed._shape, list(x.shape))
+            wanted = plan._MKLDNN._reorder_convolution_weight(layer.weight, *packed._shape, list(x.shape))
             assert layout(packed._forwards.of(x)) == layout(wanted), size
             laid_out.add(id(packed._forwards.of(x)))
         assert len(laid_out) < len(SIZES)  # what lies alike is kept once
@@ -130,7 +220,7 @@ def test_weights_lie_as_onednn_wants_them_for_each_size(channels: int, side: int
 
 
 def layout(weights: Tensor) -> list[int]:
-    found: list[int] = fused._MKLDNN._get_mkldnn_serialized_md(weights).tolist()
+    found: list[int] = plan._MKLDNN._get_mkldnn_serialized_md(weights).tolist()
     return found
 
 

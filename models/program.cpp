@@ -1,0 +1,100 @@
+// Operations in a row in one call: what models/program.py makes of a network's layers.
+//
+// Operations that suit groups of as many images at a time form a run, which a thread does for one group after the other: what goes
+// from one of them to the next stays in its caches. Too few images for that go through each operation together, by all threads.
+
+#include "operations.h"
+#include "vectors.h"
+
+#include <algorithm>
+#include <memory>
+
+namespace {
+
+enum Kind : int32_t { WINOGRAD, DIRECT, ROWS, SUM };  // ROWS: direct, each image being one pixel; SUM: x as it is, then `Finish`
+enum Place : int64_t { NONE = -1, LOCAL = -2 };       // instead of a buffer's number
+
+constexpr size_t KEPT = 1 << 24;  // bytes at most of the memory that a thread keeps
+
+// Where the images of one operand lie: `at` times all images from the buffer's start on, `each` apart, in bytes. Local ones are of
+// a group alone, and lie `at` times its images from the start of the thread's memory on.
+struct Operand {
+    int64_t buffer, at, each;
+};
+
+struct Operation {
+    int32_t kind, group;  // so many images at a time suit it
+    Sizes sizes;
+    int32_t activated;
+    float slope;
+    const float *weights, *bias;
+    Operand x, added, gate, signs, y, told;
+};
+
+// The images from `first` on of all.
+struct Group {
+    char *const *buffers;
+    char *local;
+    int all, first, images;
+
+    template <typename T = float>
+    T *of(const Operand &operand) const {
+        if (operand.buffer == NONE) return nullptr;
+        if (operand.buffer == LOCAL) return reinterpret_cast<T *>(local + operand.at * images);
+        return reinterpret_cast<T *>(buffers[operand.buffer] + operand.at * all + operand.each * first);
+    }
+};
+
+void sum(const Finish &finish, const float *x, float *y, size_t floats) {
+    size_t i = 0;
+    for (; i + LANES <= floats; i += LANES) put<LANES>(finish, load(x + i), i, 0, y);
+    for (; i < floats; ++i) put<1>(finish, load<1>(x + i), i, 0, y);
+}
+
+void run(const Operation &operation, const Group &group, int threads) {
+    const Finish finish{operation.bias,
+                        group.of(operation.added),
+                        group.of(operation.gate),
+                        group.of<Signs>(operation.signs),
+                        group.of<Signs>(operation.told),
+                        operation.activated != 0,
+                        operation.slope};
+    const float *const x = group.of(operation.x), *const weights = operation.weights;
+    float *const y = group.of(operation.y);
+    Sizes sizes = operation.sizes;
+    switch (operation.kind) {
+        case WINOGRAD: return winograd(sizes, finish, x, weights, y, group.images, threads);
+        case DIRECT: return direct(sizes, finish, x, weights, y, group.images, threads);
+        case ROWS:
+            sizes.width = sizes.out_width = group.images;
+            return direct(sizes, finish, x, weights, y, 1, threads);
+        case SUM: return sum(finish, x, y, operation.y.each / sizeof(float) * group.images);
+    }
+}
+
+// Images of a group: about as many as suit, but as many groups for each thread.
+int share(int images, int suiting, int threads) {
+    const int groups = (images + suiting - 1) / suiting, even = (groups + threads - 1) / threads * threads;
+    return (images + even - 1) / even;
+}
+
+}  // namespace
+
+// local: bytes of an image in a thread's own memory. The number in the name grows whenever what it takes changes, so that nobody
+// calls what an older source was compiled to.
+extern "C" void unperturb_run_1(const Operation *operations, int count, char *const *buffers, int images, int64_t local, int threads) {
+    const Operation *const end = operations + count;
+    const bool apart = images >= 4 * threads || images % threads == 0;
+    for (const Operation *first = operations, *last; first < end; first = last) {
+        last = std::find_if(first, end, [&](const Operation &each) { return each.group != first->group; });
+        const int size = apart ? share(images, first->group, threads) : images, groups = (images + size - 1) / size;
+#pragma omp parallel for num_threads(threads) if (threads > 1 && groups > 1) schedule(static)
+        for (int i = 0; i < groups; ++i) {
+            const size_t bytes = static_cast<size_t>(local) * size;
+            const std::unique_ptr<char[]> large(bytes > KEPT ? new char[bytes] : nullptr);
+            char *const memory = large ? large.get() : reinterpret_cast<char *>(scratch(bytes / sizeof(float)));
+            const Group group{buffers, memory, images, i * size, std::min(size, images - i * size)};
+            for (const Operation *each = first; each < last; ++each) run(*each, group, groups > 1 ? 1 : threads);
+        }
+    }
+}
