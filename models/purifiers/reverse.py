@@ -28,6 +28,10 @@ from models.rounding import by_rows
 PAPER = "Mao, Chiquier, Wang, Yang, Vondrick: Adversarial Attacks are Reversible with Natural Supervision, ICCV 2021"
 
 
+# Images at a time, each with thousands of cosines: what fills a block up costs as much as they do.
+_ROWS = 8
+
+
 class ReverseSettings(DescentSettings):
     """Settings of `reverse`; K is `steps`, eta `step_size`, eps_v the last of `budgets`."""
 
@@ -58,7 +62,7 @@ class Contrast:
         """Eq. (4) of each image. (N, 3, H, W) in [0, 1], (N V, DRAWS) in [0, 1) -> (N,), each >= 0."""
         repeated = x[:, None].expand(-1, self.views, -1, -1, -1).flatten(0, 1)
         features = self.classifier.features(Views.drawn(uniform).of(repeated))
-        return by_rows(self._of_features, features.unflatten(0, (len(x), self.views)))
+        return by_rows(self._of_features, features.unflatten(0, (len(x), self.views)), _ROWS)
 
     def _of_features(self, rows: Tensor) -> Tensor:
         """Eq. (4), from the classifier's features of the views. (N, V features) -> (N,)."""
