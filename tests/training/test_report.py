@@ -84,21 +84,57 @@ def test_a_random_defence_shows_its_draws(results):
     assert "`q`" not in shown
 
 
+def seen(mode, losses, **settings):
+    """A cell of `p` whose purifier had these losses on what came in."""
+    return cell("p", mode, "1" * len(losses.split()), **settings).model_copy(update={"objectives": losses})
+
+
 def test_suspicion_is_told_by_attack_and_purifier(results):
-    clean = cell("p", "none", "11").model_copy(update={"objectives": "1 3"})
-    sent = cell("p", "static", "11", name="carried", source="c").model_copy(update={"objectives": "2 4"})
-    large = cell("p", "static", "11", epsilon=1.0, name="large").model_copy(update={"objectives": "9 9"})
-    found = read_results([results("a.json", clean, sent, large, cell("q", "bpda", "1"))])
+    sent = seen("static", "2 4", name="carried", steps=5, step_size=1 / 255, source="c")
+    file = results("a.json", seen("none", "1 3"), sent, cell("q", "bpda", "1"))
+    found = read_results([file])
     assert details.suspicion(found, "cifar10").splitlines() == [
         "| attack | kind | c `p` |",
         "|---|---|---|",
-        "| carried | transfer | 75 / 50 |",
+        "| carried: 5 steps of 1/255, epsilon 8/255, made on c | transfer | 75 / 50 |",
     ]
     assert details.suspicion(found, "mnist") == ""
 
 
+def test_suspicion_of_a_plan_that_kept_no_clean_losses_goes_by_anothers(results):
+    l2 = seen("foolbox", "2 4", name="cw", attack="L2X", epsilon=2.0)
+    hiding = seen("joint", "0 0", name="joint=2", steps=5, step_size=1 / 255, weight=2.0)
+    files = [
+        results("paper.json", cell("p", "none", "11"), l2, hiding, plan="paper-soap"),
+        results("standard.json", seen("none", "1 3"), plan="standard"),
+    ]
+    shown = details.suspicion(read_results(files))
+    assert row(shown, "cw: Foolbox L2X, epsilon 2") == ["blind, outside the budget", "75 / 50"]
+    hidden = "joint=2: 5 steps of 1/255, epsilon 8/255, the purifier's loss times -2"
+    assert row(shown, hidden) == ["adaptive", "0 / 0"]
+
+
+def test_suspicion_compares_the_same_images_alone(results):
+    files = [
+        results("a.json", seen("bpda", "2 4"), data="d test images from 0 on"),
+        results("b.json", seen("none", "1 3"), data="d test images from 500 on"),
+    ]
+    assert not details.suspicion(read_results(files))
+
+
+def test_attacks_of_one_name_are_told_apart_by_their_settings(results):
+    long, short = (seen("bpda", losses, steps=n, step_size=1 / 255) for n, losses in ((100, "4 4"), (5, "2 4")))
+    files = [
+        results("a.json", short, plan="paper-soap"),
+        results("b.json", seen("none", "1 3"), long, plan="standard"),
+    ]
+    shown = details.suspicion(read_results(files))
+    assert row(shown, "bpda: 100 steps of 1/255, epsilon 8/255") == ["adaptive", "100 / 100"]
+    assert row(shown, "bpda: 5 steps of 1/255, epsilon 8/255") == ["adaptive", "75 / 50"]
+
+
 def test_sweeps_tell_nothing_of_suspicion(results):
-    clean, sent = (cell("p", mode, "11").model_copy(update={"objectives": "1 3"}) for mode in ("none", "bpda"))
+    clean, sent = seen("none", "1 3"), seen("bpda", "1 3")
     assert details.suspicion(read_results([results("a.json", clean, sent, plan="quick")]))
     assert not details.suspicion(read_results([results("a.json", clean, sent, plan="budgets")]))
 
