@@ -15,6 +15,7 @@ from training.attacks import BLIND
 from training.evaluate import Cell
 from training.pictures import pictures_of, strips
 from training.pictures.pages import IMAGES, illustrated
+from training.plan import load_plan
 from training.report.page import PICTURES, report
 from training.results import load_results
 from training.tables import PAGES, RESULTS, TABLES, rendered
@@ -84,6 +85,12 @@ def test_every_offer_was_measured_with_the_settings_and_weights_that_are_served(
             if any(measured in taken for measured in offer.measured()):
                 assert found["settings"][offer.purifier] == offer.entry.settings
                 assert found.get("addons", {}).get(offer.purifier, []) == list(offer.addon_sha256)
+
+
+def test_committed_results_are_of_todays_plans():
+    for result in load_results(RESULTS):
+        plan = load_plan(result.plan, result.data.split()[0])
+        assert [cell.attack.name for cell in result.cells if cell.attack not in plan.attacks] == [], result.stem
 
 
 def test_blind_results_have_a_thousand_images_and_others_two_hundred():

@@ -1,6 +1,6 @@
 """What the papers report, to stand beside what we measure; in percent, as they print it.
 
-- SOAP (Shi et al., ICLR 2021), Tables 1, 2 and 4, of the networks that we have too; `none` is the tables' eps_pfy = 0, and every
+- SOAP (Shi et al., ICLR 2021), Tables 1 to 4, of the networks that we have too; `none` is the tables' eps_pfy = 0, and every
   purified cell stands beside the min-aux row.
 - AID (Hwang et al. 2021), Tables 3 and 10, CIFAR-10: a WRN-34-10. "Natural training" stands beside our undefended network,
   Madry et al.'s beside our adversarially trained one.
@@ -19,8 +19,9 @@ def _table(attacks: Sequence[str], rows: Mapping[Row, Sequence[float]]) -> Repor
     return {row: dict(zip(attacks, values, strict=True)) for row, values in rows.items()}
 
 
+_WHITE_BOX = ("none", "fgsm", "pgd", "cw", "deepfool")
 SOAP = _table(
-    ("none", "fgsm", "pgd", "cw", "deepfool"),
+    _WHITE_BOX,
     {
         ("fcn-soap-dr", "none"): (97.57, 29.15, 0.58, 0.25, 2.32),
         ("fcn-soap-dr", "min-aux"): (97.56, 66.85, 61.88, 86.81, 87.02),
@@ -47,6 +48,18 @@ _BLACK_BOX = _table(  # Table 4
     },
 )
 SOAP = {row: {**cells, **_BLACK_BOX.get(row, {})} for row, cells in SOAP.items()}
+SOAP_CIFAR100 = _table(  # Table 3
+    _WHITE_BOX,
+    {
+        ("resnet18-natural", "none"): (65.56, 3.81, 0.01, 0.00, 12.30),
+        ("resnet18-soap-rp", "none"): (40.47, 2.53, 0.45, 0.03, 11.89),
+        ("resnet18-soap-rp", "min-aux"): (35.21, 11.65, 11.73, 32.97, 33.51),
+        ("resnet18-soap-rp", "oracle"): (45.57, 12.44, 12.04, 41.13, 46.51),
+        ("resnet18-soap-lc", "none"): (57.86, 6.11, 0.01, 0.01, 12.72),
+        ("resnet18-soap-lc", "min-aux"): (52.91, 22.93, 27.55, 50.26, 50.57),
+        ("resnet18-soap-lc", "oracle"): (69.99, 27.52, 31.82, 62.87, 68.65),
+    },
+)
 
 AID = _table(
     ("none", "pgd", "cw", "deepfool", "mim"),
@@ -166,22 +179,25 @@ CLAIMS: dict[Row, Claim] = {
 }
 
 
-def claim(classifier: str, purifier: str) -> Claim | None:
-    """What the paper of a purifier claims for it; the `-paper` twin of a purifier has the same."""
-    return CLAIMS.get((classifier, purifier.removesuffix("-paper")))
+def claim(model: str, classifier: str, purifier: str) -> Claim | None:
+    """What the paper of a purifier claims for it on MNIST or CIFAR-10; the `-paper` twin of a purifier has the same."""
+    return CLAIMS.get((classifier, purifier.removesuffix("-paper"))) if model in ("mnist", "cifar10") else None
 
 
-# By the plan that measures the same.
-PLANS: dict[str, Reported] = {"paper-aid": AID, "paper-reverse": REVERSE, "paper-pix2pix": PIX2PIX}
+# By the plan that measures the same, and the model.
+PLANS: dict[tuple[str, str], Reported] = {
+    ("paper-soap", "mnist"): SOAP,
+    ("paper-soap", "cifar10"): SOAP,
+    ("paper-soap", "cifar100"): SOAP_CIFAR100,
+    ("paper-aid", "cifar10"): AID,
+    ("paper-reverse", "cifar10"): REVERSE,
+    ("paper-pix2pix", "cifar10"): PIX2PIX,
+}
 
 
-def reported(plan: str, classifier: str, purifier: str, attack: str, oracle: bool) -> float | None:
+def reported(plan: str, model: str, classifier: str, purifier: str, attack: str, oracle: bool = False) -> float | None:
     """The paper's figure for a cell of a plan, a share in [0, 1], or None where it has none."""
-    if plan in PLANS:
-        found = None if oracle else PLANS[plan].get((classifier, purifier), {}).get(attack)
-    elif plan != "paper-soap":
-        found = None
-    else:
-        row = "none" if purifier == "none" else "oracle" if oracle else "min-aux"
-        found = SOAP.get((classifier, row), {}).get(attack)
+    soaps = plan == "paper-soap" and purifier != "none"
+    row = "oracle" if oracle else "min-aux" if soaps else purifier
+    found = PLANS.get((plan, model), {}).get((classifier, row), {}).get(attack)
     return None if found is None else round(found / 100, 4)

@@ -158,6 +158,14 @@ def test_the_papers_figure_stands_beside_ours(results):
     assert "by a CNN" not in shown
 
 
+@pytest.mark.parametrize(("model", "told"), [("cifar10", " (51.4)"), ("cifar100", " (27.6)"), ("svhn", "")])
+def test_the_papers_figure_is_of_the_same_data_set(results, model, told):
+    sent = cell("soap-lc", "static", "10", name="pgd")
+    file = results("a.json", sent, model=model, classifier="resnet18-soap-lc", plan="paper-soap")
+    shown = soap.white_box(read_results([file]), model)
+    assert row(shown, "resnet18-soap-lc", "`soap-lc`") == [f"50.0{told}"]
+
+
 def test_joint_attacks_are_told_by_their_weight_on_the_same_images(results):
     joint = [cell("reverse", "joint", "10", name=f"joint={weight}", weight=weight) for weight in (4, 0.5)]
     blind = cell("reverse", "static", "0111", name="pgd-50")

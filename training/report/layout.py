@@ -29,7 +29,7 @@ def beside(of: Planned, cell: Cell | None) -> str:
     """Measured, and the paper's figure in brackets where it has one; blank for what wasn't measured."""
     if cell is None:
         return ""
-    paper = reported(of.plan, of.classifier, cell.purifier, cell.attack.name, cell.oracle)
+    paper = reported(of.plan, of.bench.model, of.classifier, cell.purifier, cell.attack.name, cell.oracle)
     return percent(cell.accuracy) + ("" if paper is None else f" ({percent(paper)})")
 
 

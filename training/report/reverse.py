@@ -35,6 +35,8 @@ def _gain(each: Planned, attack: str) -> str:
     standard, ours = each.of("none").get(attack), each.of("reverse").get(attack)
     if standard is None or ours is None:
         return ""
-    before, after = (reported(each.plan, each.classifier, name, attack, False) for name in ("none", "reverse"))
+    before, after = (
+        reported(each.plan, each.bench.model, each.classifier, name, attack) for name in ("none", "reverse")
+    )
     told = "" if before is None or after is None else f" ({100 * (after - before):+.1f})"
     return f"{100 * (ours.accuracy - standard.accuracy):+.1f}{told}"

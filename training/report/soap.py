@@ -21,7 +21,7 @@ WHITE_BOX = {
 
 
 def white_box(results: Sequence[Result], model: str) -> str:
-    """Tables 1 and 2 (CIFAR-100, Table 3, would have their form) with adaptive attacks beside them."""
+    """Tables 1 to 3, for MNIST, CIFAR-10 and CIFAR-100, with adaptive attacks beside them."""
     return _table(planned(results, "paper-soap", model), WHITE_BOX)
 
 
