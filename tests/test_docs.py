@@ -36,6 +36,13 @@ def test_the_results_page_is_what_the_results_say():
     assert page.partition(PICTURES)[0].rstrip() == report(load_results(RESULTS)).rstrip(), "run: unperturb report"
 
 
+def test_below_every_table_of_a_paper_stands_what_is_left_out():
+    papers = (RESULTS / "README.md").read_text().partition("## The papers' tables")[2].partition("\n## ")[0]
+    tables = [part for part in papers.split("### ")[1:] if "Fig." not in part]
+    assert len(tables) == 16
+    assert [part.splitlines()[0] for part in tables if "Left out" not in part] == []
+
+
 def test_every_table_stands_somewhere():
     found = {name for page in PAGES for name in re.findall(r"<!-- table:([\w-]+) -->", page.read_text())}
     assert found == set(TABLES)
