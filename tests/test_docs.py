@@ -15,6 +15,7 @@ from training.attacks import BLIND
 from training.evaluate import Cell
 from training.pictures import pictures_of, strips
 from training.pictures.pages import IMAGES, illustrated
+from training.plan import load_plan
 from training.report.page import PICTURES, report
 from training.results import load_results
 from training.tables import PAGES, RESULTS, TABLES, rendered
@@ -33,6 +34,13 @@ def test_tables_are_what_the_results_say(page):
 def test_the_results_page_is_what_the_results_say():
     page = (RESULTS / "README.md").read_text()
     assert page.partition(PICTURES)[0].rstrip() == report(load_results(RESULTS)).rstrip(), "run: unperturb report"
+
+
+def test_below_every_table_of_a_paper_stands_what_is_left_out():
+    papers = (RESULTS / "README.md").read_text().partition("## The papers' tables")[2].partition("\n## ")[0]
+    tables = [part for part in papers.split("### ")[1:] if "Fig." not in part]
+    assert len(tables) == 16
+    assert [part.splitlines()[0] for part in tables if "Left out" not in part] == []
 
 
 def test_every_table_stands_somewhere():
@@ -84,6 +92,12 @@ def test_every_offer_was_measured_with_the_settings_and_weights_that_are_served(
             if any(measured in taken for measured in offer.measured()):
                 assert found["settings"][offer.purifier] == offer.entry.settings
                 assert found.get("addons", {}).get(offer.purifier, []) == list(offer.addon_sha256)
+
+
+def test_committed_results_are_of_todays_plans():
+    for result in load_results(RESULTS):
+        plan = load_plan(result.plan, result.data.split()[0])
+        assert [cell.attack.name for cell in result.cells if cell.attack not in plan.attacks] == [], result.stem
 
 
 def test_blind_results_have_a_thousand_images_and_others_two_hundred():

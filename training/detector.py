@@ -3,11 +3,13 @@
 An image is suspected if its loss is above a threshold. Clean ones above it are false alarms.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from training.attacks import AttackSettings
 from training.evaluate import Cell
 
 FALSE_ALARMS = 0.01  # the operating point
@@ -17,7 +19,7 @@ FALSE_ALARMS = 0.01  # the operating point
 class Detection:
     """Of one attack. area: under the ROC. caught: share above the threshold that 1 % of the clean images exceed."""
 
-    attack: str
+    attack: AttackSettings
     n: int
     area: float
     caught: float
@@ -53,13 +55,13 @@ def losses(cell: Cell) -> Tensor | None:
     return torch.tensor([float(value) for value in cell.objectives.split()], dtype=torch.float64)
 
 
-def detections(cells: list[Cell]) -> list[Detection]:
-    """Of each attack on one purifier against its clean images; nothing where there are no losses to go by."""
+def detections(cells: Sequence[Cell]) -> list[Detection]:
+    """Of each attack on one purifier against the first of its clean cells; nothing where there are no losses to go by."""
     clean = next((found for cell in cells if cell.attack.mode == "none" if (found := losses(cell)) is not None), None)
     if clean is None:
         return []
     return [
-        Detection(cell.attack.name, cell.n, area(clean, attacked), caught_at(clean, attacked))
+        Detection(cell.attack, cell.n, area(clean, attacked), caught_at(clean, attacked))
         for cell in cells
         if cell.attack.mode != "none" and (attacked := losses(cell)) is not None
     ]

@@ -341,7 +341,9 @@ class Evaluation:
                 oracle=oracle,
                 n=len(right),
                 accuracy=round(float(right.float().mean()), 6),
-                paper=paper.reported(self.plan.name, self.card.classifier, defense.name, attack.name, oracle),
+                paper=paper.reported(
+                    self.plan.name, self.card.model, self.card.classifier, defense.name, attack.name, oracle
+                ),
                 outcomes="".join("1" if ok else "0" for ok in right.tolist()),
                 **facts,
             )

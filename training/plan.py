@@ -1,12 +1,13 @@
 """Plans of an evaluation: which attacks, on which test images. The shipped ones are in training/plans/.
 
 A plan's lengths may be told in the budget of its data set: `epsilon = "budget"`, `step_size = "budget / 4"`, `"2 * budget"`; or
-as a fraction, `"8 / 255"`. An attack with `data = "mnist"` is for that data set alone.
+as a fraction, `"8 / 255"`. An attack with `data = "mnist"` is for that data set alone, where it stands for the one of its name
+that is for all.
 """
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from training.attacks import AttackSettings
 PLANS = Path(__file__).parent / "plans"
 
 # The l_inf balls of the papers' tables, [0, 1] units. Other data sets need a budget of their own.
-BUDGETS = {"cifar10": 8 / 255, "mnist": 0.3}
+BUDGETS = {"cifar10": 8 / 255, "cifar100": 8 / 255, "mnist": 0.3}
 
 NUMBER = r"\d*\.?\d+"
 
@@ -81,11 +82,21 @@ def load_plan(name: str, data: str, overrides: Mapping[str, Any] | None = None, 
             f"no budget is known for the data set {data!r}; give one with --epsilon, for example --epsilon 8/255"
         )
     try:
-        attacks = [_told(attack, found) for attack in fields.pop("attacks", []) if attack.pop("data", data) == data]
+        attacks = [_told(attack, found) for attack in _meant(fields.pop("attacks", []), data)]
         told = {"name": path.stem, "data": data, "budget": found, **fields, **(overrides or {}), "attacks": attacks}
         return Plan.model_validate(told)
     except (ValidationError, ValueError) as error:
         raise EvaluationError(f"{path}: {error}") from error
+
+
+def _meant(attacks: Sequence[Mapping[str, Any]], data: str) -> list[dict[str, Any]]:
+    """The attacks of a data set: its own, and those for all whose name none of its own has."""
+    own = {attack.get("name") for attack in attacks if attack.get("data") == data}
+    return [
+        {field: value for field, value in attack.items() if field != "data"}
+        for attack in attacks
+        if attack.get("data", data) == data and ("data" in attack or attack.get("name") not in own)
+    ]
 
 
 def _told(attack: Mapping[str, Any], budget: float) -> dict[str, Any]:

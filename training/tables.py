@@ -91,7 +91,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "variants-rp": _variants("variants-soap-rp.json"),
     "variants-dr": _variants("variants-soap-dr.json"),
     "aid": lambda: aid.exhaustive(_shipped()),
-    "addons": lambda: aid.exhaustive(_shipped(), aid.BLIND),
+    "addons": lambda: aid.attacked(_shipped(), aid.BLIND),
     "aid-worst": lambda: aid.worst(_shipped()),
     "aid-joint": lambda: soap.joint(_shipped(), "paper-aid"),
     "aid-sensitivity": lambda: aid.sensitivity(_shipped()),

@@ -41,5 +41,5 @@ def test_an_attack_is_compared_with_the_clean_images_of_its_purifier():
     clean = cell("p", "none", "11").model_copy(update={"objectives": "1 3"})
     seen = cell("p", "bpda", "10", name="bpda").model_copy(update={"objectives": "2 4"})
     (found,) = detections([clean, seen, cell("p", "static", "11")])
-    assert (found.attack, found.n, found.area, found.caught) == ("bpda", 2, 0.75, 0.5)
+    assert (found.attack.name, found.n, found.area, found.caught) == ("bpda", 2, 0.75, 0.5)
     assert detections([seen]) == []

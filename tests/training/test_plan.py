@@ -103,6 +103,19 @@ def test_an_attack_may_be_for_one_data_set_alone(written):
     assert [attack.steps for attack in load_plan(plan, "cifar10").attacks] == [3]
 
 
+def test_a_data_sets_own_attack_stands_for_the_one_of_its_name_that_is_for_all(written):
+    other = PGD.replace("steps = 2", "steps = 3")
+    plan = written(HEAD + PGD + LENGTHS + other + 'data = "mnist"\n' + LENGTHS)
+    assert [attack.steps for attack in load_plan(plan, "mnist").attacks] == [3]
+    assert [attack.steps for attack in load_plan(plan, "svhn", budget=0.1).attacks] == [2]
+
+
+def test_soaps_table_3_is_measured_as_its_table_2():
+    ours, like = load_plan("paper-soap", "cifar100"), load_plan("paper-soap", "cifar10")
+    assert {"none", "fgsm", "pgd", "cw", "deepfool"} < {attack.name for attack in ours.attacks}
+    assert (ours.budget, ours.attacks) == (like.budget, like.attacks)
+
+
 def test_overrides_win_over_the_plan(written):
     found = load_plan(written(HEAD + PGD + LENGTHS), "mnist", {"n": 3, "first": 5})
     assert (found.n, found.adaptive_n, found.first) == (3, 4, 5)

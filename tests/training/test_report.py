@@ -5,7 +5,7 @@ import pytest
 from tests.training.test_outcomes import cell
 from training.evaluate import Redrawn
 from training.plan import EvaluationError
-from training.report import aid, details, nrp, overall, reverse, soap
+from training.report import aid, details, nrp, overall, pix2pix, reverse, soap
 from training.report.page import report, write_report
 from training.results import load_results, planned, read_results
 
@@ -84,21 +84,57 @@ def test_a_random_defence_shows_its_draws(results):
     assert "`q`" not in shown
 
 
+def seen(mode, losses, **settings):
+    """A cell of `p` whose purifier had these losses on what came in."""
+    return cell("p", mode, "1" * len(losses.split()), **settings).model_copy(update={"objectives": losses})
+
+
 def test_suspicion_is_told_by_attack_and_purifier(results):
-    clean = cell("p", "none", "11").model_copy(update={"objectives": "1 3"})
-    sent = cell("p", "static", "11", name="carried", source="c").model_copy(update={"objectives": "2 4"})
-    large = cell("p", "static", "11", epsilon=1.0, name="large").model_copy(update={"objectives": "9 9"})
-    found = read_results([results("a.json", clean, sent, large, cell("q", "bpda", "1"))])
+    sent = seen("static", "2 4", name="carried", steps=5, step_size=1 / 255, source="c")
+    file = results("a.json", seen("none", "1 3"), sent, cell("q", "bpda", "1"))
+    found = read_results([file])
     assert details.suspicion(found, "cifar10").splitlines() == [
         "| attack | kind | c `p` |",
         "|---|---|---|",
-        "| carried | transfer | 75 / 50 |",
+        "| carried: 5 steps of 1/255, epsilon 8/255, made on c | transfer | 75 / 50 |",
     ]
     assert details.suspicion(found, "mnist") == ""
 
 
+def test_suspicion_of_a_plan_that_kept_no_clean_losses_goes_by_anothers(results):
+    l2 = seen("foolbox", "2 4", name="cw", attack="L2X", epsilon=2.0)
+    hiding = seen("joint", "0 0", name="joint=2", steps=5, step_size=1 / 255, weight=2.0)
+    files = [
+        results("paper.json", cell("p", "none", "11"), l2, hiding, plan="paper-soap"),
+        results("standard.json", seen("none", "1 3"), plan="standard"),
+    ]
+    shown = details.suspicion(read_results(files))
+    assert row(shown, "cw: Foolbox L2X, epsilon 2") == ["blind, outside the budget", "75 / 50"]
+    hidden = "joint=2: 5 steps of 1/255, epsilon 8/255, the purifier's loss times -2"
+    assert row(shown, hidden) == ["adaptive", "0 / 0"]
+
+
+def test_suspicion_compares_the_same_images_alone(results):
+    files = [
+        results("a.json", seen("bpda", "2 4"), data="d test images from 0 on"),
+        results("b.json", seen("none", "1 3"), data="d test images from 500 on"),
+    ]
+    assert not details.suspicion(read_results(files))
+
+
+def test_attacks_of_one_name_are_told_apart_by_their_settings(results):
+    long, short = (seen("bpda", losses, steps=n, step_size=1 / 255) for n, losses in ((100, "4 4"), (5, "2 4")))
+    files = [
+        results("a.json", short, plan="paper-soap"),
+        results("b.json", seen("none", "1 3"), long, plan="standard"),
+    ]
+    shown = details.suspicion(read_results(files))
+    assert row(shown, "bpda: 100 steps of 1/255, epsilon 8/255") == ["adaptive", "100 / 100"]
+    assert row(shown, "bpda: 5 steps of 1/255, epsilon 8/255") == ["adaptive", "75 / 50"]
+
+
 def test_sweeps_tell_nothing_of_suspicion(results):
-    clean, sent = (cell("p", mode, "11").model_copy(update={"objectives": "1 3"}) for mode in ("none", "bpda"))
+    clean, sent = seen("none", "1 3"), seen("bpda", "1 3")
     assert details.suspicion(read_results([results("a.json", clean, sent, plan="quick")]))
     assert not details.suspicion(read_results([results("a.json", clean, sent, plan="budgets")]))
 
@@ -122,6 +158,23 @@ def test_the_papers_figure_stands_beside_ours(results):
     assert "by a CNN" not in shown
 
 
+def test_a_papers_figure_stands_alone_where_nothing_was_measured(results):
+    clean = cell("soap-dr", "none", "1110").model_copy(update={"oracle": True})
+    sent = cell("soap-dr", "substitute", "10", attack="fcn", name="substitute-fcn")
+    file = results("a.json", clean, sent, model="mnist", classifier="fcn-soap-dr", plan="paper-soap", budget=0.3)
+    shown = soap.black_box(read_results([file]))
+    assert row(shown, "fcn-soap-dr", "`soap-dr`, oracle") == ["75.0 (98.9)", "(94.3)"]
+    assert "Left out of the paper's Table 4: No Def" in shown
+
+
+@pytest.mark.parametrize(("model", "told"), [("cifar10", " (51.4)"), ("cifar100", " (27.6)"), ("svhn", "")])
+def test_the_papers_figure_is_of_the_same_data_set(results, model, told):
+    sent = cell("soap-lc", "static", "10", name="pgd")
+    file = results("a.json", sent, model=model, classifier="resnet18-soap-lc", plan="paper-soap")
+    shown = soap.white_box(read_results([file]), model)
+    assert row(shown, "resnet18-soap-lc", "`soap-lc`") == [f"50.0{told}"]
+
+
 def test_joint_attacks_are_told_by_their_weight_on_the_same_images(results):
     joint = [cell("reverse", "joint", "10", name=f"joint={weight}", weight=weight) for weight in (4, 0.5)]
     blind = cell("reverse", "static", "0111", name="pgd-50")
@@ -129,8 +182,16 @@ def test_joint_attacks_are_told_by_their_weight_on_the_same_images(results):
     shown = soap.joint(read_results([file]), "paper-reverse")
     assert shown.startswith("| classifier | purifier | 0 | 0.5 | 4 | n |")
     assert row(shown, "resnet18-at", "`reverse`") == ["50.0", "50.0", "50.0", "2"]
-    assert row(shown, "the paper's", "with") == ["(54.6)", "(55.6)", "(60.8)", ""]
+    assert row(shown, "the paper's", "`reverse`") == ["(54.6)", "(55.6)", "(60.8)", ""]
     assert "`none`" not in shown
+
+
+def test_joint_attacks_are_told_before_purification_too(results):
+    sent = cell("p", "joint", "10", name="joint=2", weight=2).model_copy(update={"bare": 1.0})
+    blind = cell("none", "static", "0011", name="pgd"), cell("p", "static", "0111", name="pgd")
+    shown = soap.joint(read_results([results("a.json", *blind, sent, plan="paper-soap")]), "paper-soap")
+    assert row(shown, "c", "before `p`") == ["0.0", "100.0", "2"]
+    assert row(shown, "c", "`p`") == ["50.0", "50.0", "2"]
 
 
 def five(purifier, *outcomes):
@@ -144,6 +205,10 @@ def test_aids_worst_is_an_attack_ours_an_image(results):
     )
     found = read_results([file])
     assert row(aid.worst(found), "`aid`") == ["75.0 (52.6)"]
+    assert (
+        "on SVHN, without / with its purifier, by the network's training: natural training 0.01 / 29.1,"
+        in aid.worst(found)
+    )
     assert row(aid.exhaustive(found), "resnet18-at", "`aid`")[-1] == "0.0"
 
 
@@ -151,7 +216,7 @@ def test_without_one_of_the_five_there_is_no_worst(results):
     file = results("a.json", *five("aid", *["11"] * 5)[:4], classifier="resnet18-at", plan="paper-aid")
     found = read_results([file])
     assert aid.worst(found) == ""
-    assert row(aid.exhaustive(found), "resnet18-at", "`aid`")[-2:] == ["", ""]
+    assert row(aid.exhaustive(found), "resnet18-at", "`aid`")[-2:] == ["(53.1)", ""]
 
 
 def test_what_the_paper_measured_on_other_data_is_told_apart(results):
@@ -159,7 +224,7 @@ def test_what_the_paper_measured_on_other_data_is_told_apart(results):
     shown = aid.sensitivity(read_results([results("a.json", *cells, plan="paper-aid")]))
     assert shown.startswith("| classifier | purifier | 8/255 | 200 steps |")
     assert row(shown, "c", "`aid`") == ["50.0", "50.0"]
-    assert "on SVHN" in shown.splitlines()[-1]
+    assert "on SVHN" in shown.splitlines()[-3]
 
 
 def test_aids_black_box_table_is_of_the_classifiers_that_it_protects(results):
@@ -175,6 +240,23 @@ def test_a_transferred_attack_takes_what_was_right(results):
     sent = cell("nrp", "static", "0100", name="mim@v", source="v")
     shown = nrp.transferred(read_results([results("a.json", cell("nrp", "none", "1110"), sent, plan="paper-nrp")]))
     assert row(shown, "v", "c", "`nrp`") == ["66.7"]
+    assert row(shown, "the paper's Inc-v3", "IncRes-v2_ens", "NRP") == ["(4.5)"]
+
+
+def test_the_papers_adversarially_trained_networks_have_rows_of_their_own(results):
+    cells = cell("none", "none", "10"), cell("none", "static", "10", name="pgd-vgg19-8", source="vgg19-natural")
+    shown = pix2pix.gradients(read_results([results("a.json", *cells, plan="paper-pix2pix")]))
+    assert row(shown, "the paper's ResNet-18", "none, PGD AT") == ["(60.2)", "(56.3)"]
+
+
+def test_distorted_features_are_told_by_where_they_were_made(results):
+    fields = {"source": "vgg16-natural", "tap": "t", "random_start": True}
+    sent = cell("none", "features", "10", name="features-vgg16-1-16", **fields)
+    file = results("a.json", sent, classifier="vgg19-natural", plan="paper-pix2pix")
+    shown = pix2pix.features(read_results([file]))
+    assert row(shown, "VGG-16", "1", "16/255") == ["50.0 (31.2)"]
+    assert "31/22" in shown
+    assert "VGG-19 |" not in shown
 
 
 def test_reverse_gains_what_it_adds(results):

@@ -1,11 +1,12 @@
-"""AID's Tables 1 (7), 3 (10), 4, 11 and 13: purifiers beside a frozen classifier, under attacks on that classifier alone."""
+"""AID's Tables 1 and 7, 3 and 10, 4, 11 and 13: purifiers beside a frozen classifier, under attacks on that classifier alone."""
 
 from collections.abc import Mapping, Sequence
 
 from training import paper
 from training.evaluate import Cell
 from training.outcomes import withstood
-from training.report.layout import beside, kept, percent, table
+from training.report.layout import beside, kept, noted, percent, table
+from training.report.left_out import LEFT_OUT
 from training.results import Planned, Result, planned
 
 FIVE = {"none": "clean", "pgd": "PGD", "cw": "C&W", "deepfool": "DF", "mim": "MIM"}
@@ -16,21 +17,27 @@ AWARE = {"bpda": "BPDA", "bpda-eot": "BPDA, EOT", "unrolled": "unrolled", "end-t
 Elsewhere = Mapping[str, tuple[float, float]]
 
 
-def exhaustive(results: Sequence[Result], heads: Mapping[str, str] = FIVE) -> str:
+def exhaustive(results: Sequence[Result]) -> str:
     """Tables 3 and 10: attacks that are blind to the purifier, their worst case image by image, and others."""
+    return noted(attacked(results, FIVE), LEFT_OUT["AID, 3 and 10"])
+
+
+def attacked(results: Sequence[Result], heads: Mapping[str, str]) -> str:
+    """The form of Tables 3 and 10 with any blind attacks."""
     found = planned(results, "paper-aid")
     aware = kept(AWARE, found)
     rows = []
     for each, purifier, mine in _defences(found):
         all_there = [mine[name] for name in heads if name in mine]
         worst = percent(withstood(all_there)) if len(all_there) == len(heads) else ""
-        shown = [beside(each, mine.get(name)) for name in heads]
-        rows.append([each.classifier, purifier, *shown, worst, *(beside(each, mine.get(name)) for name in aware)])
+        shown = [beside(each, purifier, name) for name in heads]
+        knowing = [beside(each, purifier, name) for name in aware]
+        rows.append([each.classifier, f"`{purifier}`", *shown, worst, *knowing])
     return table(["classifier", "purifier", *heads.values(), "worst of these", *aware.values()], rows)
 
 
 def _defences(found: Sequence[Planned]) -> list[tuple[Planned, str, dict[str, Cell]]]:
-    return [(each, f"`{purifier}`", each.of(purifier)) for each in found for purifier in each.purifiers()]
+    return [(each, purifier, each.of(purifier)) for each in found for purifier in each.purifiers()]
 
 
 def worst(results: Sequence[Result]) -> str:
@@ -47,7 +54,8 @@ def worst(results: Sequence[Result]) -> str:
                 lowest.setdefault(purifier, {})[each.classifier] = percent(share) + told
     heads = [each.classifier for each in found]
     rows = [[f"`{purifier}`", *(shown.get(head, "") for head in heads)] for purifier, shown in lowest.items()]
-    return table(["purifier", *heads], rows)
+    told = _elsewhere("by the network's training", paper.AID_SVHN_WORST)
+    return _with(table(["purifier", *heads], rows), told, "AID, 1 and 7")
 
 
 def sensitivity(results: Sequence[Result]) -> str:
@@ -57,14 +65,13 @@ def sensitivity(results: Sequence[Result]) -> str:
     steps = kept({f"pgd-iter-{steps}": f"{steps} steps" for steps in paper.AID_SVHN_ITERATIONS}, found)
     heads = budgets | steps
     rows = [
-        [each.classifier, purifier, *(beside(each, mine.get(name)) for name in heads)]
+        [each.classifier, f"`{purifier}`", *(beside(each, purifier, name) for name in heads)]
         for each, purifier, mine in _defences(found)
         if any(name in mine for name in heads)
     ]
     told = _elsewhere("by budget, in 255ths", paper.AID_SVHN_BUDGETS), _elsewhere("by steps", paper.AID_SVHN_ITERATIONS)
-    return _with(
-        table(["classifier", "purifier", *heads.values()], rows), "over Madry et al.'s network " + "; ".join(told)
-    )
+    over = f"over Madry et al.'s network {'; '.join(told)}"
+    return _with(table(["classifier", "purifier", *heads.values()], rows), over, "AID, 11")
 
 
 def black_box(results: Sequence[Result]) -> str:
@@ -75,7 +82,7 @@ def black_box(results: Sequence[Result]) -> str:
         f"transfer-{source}": f"APGD on {source}" for source in ("vgg19-natural", "resnet18-natural", "resnet18-at")
     }
     told = [_elsewhere(name, row) for name, row in paper.AID_SVHN_BLACK_BOX.items()]
-    return _with(_beside_none(found, kept(heads, found)), "; ".join(told))
+    return _with(_beside_none(found, kept(heads, found)), "; ".join(told), "AID, 4")
 
 
 def autoattack(results: Sequence[Result]) -> str:
@@ -84,15 +91,16 @@ def autoattack(results: Sequence[Result]) -> str:
     return _with(
         _beside_none(found, kept({"autoattack": "AutoAttack, on the classifier"}, found)),
         _elsewhere("by the network's training", paper.AID_SVHN_AUTOATTACK),
+        "AID, 13",
     )
 
 
 def _beside_none(found: Sequence[Planned], heads: Mapping[str, str]) -> str:
     """The classifiers that `aid` protects, alone and with it."""
     rows = [
-        [each.classifier, purifier, *(beside(each, mine.get(name)) for name in heads)]
+        [each.classifier, f"`{purifier}`", *(beside(each, purifier, name) for name in heads)]
         for each, purifier, mine in _defences([each for each in found if "aid" in each.purifiers()])
-        if purifier in ("`none`", "`aid`") and any(name in mine for name in heads)
+        if purifier in ("none", "aid") and any(name in mine for name in heads)
     ]
     return table(["classifier", "purifier", *heads.values()], rows)
 
@@ -101,5 +109,5 @@ def _elsewhere(what: str, found: Elsewhere) -> str:
     return f"{what}: " + ", ".join(f"{name} {before:g} / {after:g}" for name, (before, after) in found.items())
 
 
-def _with(shown: str, elsewhere: str) -> str:
-    return shown and f"{shown}\n\nThe paper's, on SVHN, without / with its purifier, {elsewhere}."
+def _with(shown: str, elsewhere: str, name: str) -> str:
+    return noted(shown, f"The paper's, on SVHN, without / with its purifier, {elsewhere}.", LEFT_OUT[name])

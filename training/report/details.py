@@ -8,6 +8,8 @@ from training.outcomes import SWEEPS, kind_of
 from training.report.layout import interval, percent, table
 from training.results import Bench, Measured, Result, Rows, benches
 
+OUTSIDE = ", outside the budget"
+
 
 def attacks(bench: Bench, rows: Rows) -> str:
     """One classifier: every attack of every mode on every purifier."""
@@ -18,10 +20,9 @@ def attacks(bench: Bench, rows: Rows) -> str:
 def _attack(bench: Bench, purifier: str, measured: Measured) -> list[str]:
     cell = measured.cell
     passes = "" if cell.forward is None or cell.backward is None else f"{cell.forward:.0f} + {cell.backward:.0f}"
-    kind = kind_of(cell.attack, bench.classifier)
-    outside = "" if cell.attack.stays_within(bench.budget) else ", outside the budget"
+    kind = kind_of(cell.attack, bench.classifier) + _outside(bench, cell.attack)
     share = percent(cell.accuracy), interval(cell.accuracy, cell.n)
-    text = [cell.attack.text(), kind + outside, measured.plan, str(cell.n), *share, passes, f"{cell.seconds:.0f}"]
+    text = [cell.attack.text(), kind, measured.plan, str(cell.n), *share, passes, f"{cell.seconds:.0f}"]
     return [f"`{purifier}`", *text]
 
 
@@ -50,42 +51,44 @@ def random_defences(results: Sequence[Result]) -> str:
 
 
 SUSPICION = """\
-The purifier's own loss on the image as it comes, against its loss on the clean test images of the same evaluation: the area
-under the ROC (50: it tells nothing; below: attacked images look cleaner than clean ones), and after the stroke the share of
-attacked images above the threshold that 1 % of those clean images exceed. Both in percent."""
+The purifier's own loss on the image as it comes, against its loss on the same clean test images, from whichever of the plans
+kept it: the area under the ROC (50: it tells nothing; below: attacked images look cleaner than clean ones), and after the
+stroke the share of attacked images above the threshold that 1 % of those clean images exceed. Both in percent. Where a clean
+image fools a defence already, an attacker who knows that defence sends it as it is."""
 
 
 def suspicion(results: Sequence[Result], model: str | None = None) -> str:
     """Attacks by purifiers: area under the ROC / share caught at 1 % false alarms. Without the losses there is nothing."""
     found, kinds = dict[str, dict[str, Detection]](), dict[str, str]()
-    for bench, rows in benches([result for result in results if model in (None, result.model)]).items():
+    whole = [result for result in results if model in (None, result.model) and result.plan not in SWEEPS]
+    for bench, rows in benches(whole).items():
         for purifier, measured in rows.items():
-            whole = [each for each in measured if each.plan not in SWEEPS]
-            inside = [each for each in whole if each.cell.attack.stays_within(bench.budget)]
-            if mine := _detected(inside):
+            if mine := _detected(measured):
                 found[f"{bench.classifier} `{purifier}`"] = mine
-                kinds |= {each.cell.attack.name: _kind(bench, each.cell.attack) for each in inside}
-    order = ("blind", "transfer", "adaptive", "queries")
-    names = dict.fromkeys(name for mine in found.values() for name in mine)
+                kinds |= {told: _kind(bench, detection.attack) for told, detection in mine.items()}
+    order = [kind + far for kind in ("blind", "transfer", "adaptive", "queries") for far in ("", OUTSIDE)]
     rows_of = [
-        [name, kinds[name], *(_point(mine.get(name)) for mine in found.values())]
-        for name in sorted(names, key=lambda name: order.index(kinds[name]))
+        [told, kind, *(_point(mine.get(told)) for mine in found.values())]
+        for told, kind in sorted(kinds.items(), key=lambda row: order.index(row[1]))
     ]
     return table(["attack", "kind", *found], rows_of)
 
 
+def _detected(measured: Sequence[Measured]) -> dict[str, Detection]:
+    """By an attack's text; of two alike the one with more images, the clean ones too."""
+    found: dict[str, Detection] = {}
+    for detection in detections(sorted((each.cell for each in measured), key=lambda cell: -cell.n)):
+        found.setdefault(detection.attack.text(), detection)
+    return found
+
+
 def _kind(bench: Bench, attack: AttackSettings) -> str:
     """The same in every column: what is made on a certain classifier was transferred to the others."""
-    return "transfer" if attack.source else kind_of(attack, bench.classifier)
+    return ("transfer" if attack.source else kind_of(attack, bench.classifier)) + _outside(bench, attack)
 
 
-def _detected(measured: Sequence[Measured]) -> dict[str, Detection]:
-    """By attack; each plan's attacks against its own clean images, `standard` first."""
-    found: dict[str, Detection] = {}
-    for plan in sorted(dict.fromkeys(each.plan for each in measured), key=lambda plan: plan != "standard"):
-        for detection in detections([each.cell for each in measured if each.plan == plan]):
-            found.setdefault(detection.attack, detection)
-    return found
+def _outside(bench: Bench, attack: AttackSettings) -> str:
+    return "" if attack.stays_within(bench.budget) else OUTSIDE
 
 
 def _point(detection: Detection | None) -> str:

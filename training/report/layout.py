@@ -1,8 +1,7 @@
 """Markdown tables, and how shares and intervals are written: in percent, everywhere."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from training.evaluate import Cell
 from training.outcomes import wilson
 from training.paper import reported
 from training.results import Planned
@@ -25,12 +24,22 @@ def interval(share: float, n: int) -> str:
     return f"{100 * low:.0f} to {100 * high:.0f}"
 
 
-def beside(of: Planned, cell: Cell | None) -> str:
-    """Measured, and the paper's figure in brackets where it has one; blank for what wasn't measured."""
-    if cell is None:
-        return ""
-    paper = reported(of.plan, of.classifier, cell.purifier, cell.attack.name, cell.oracle)
-    return percent(cell.accuracy) + ("" if paper is None else f" ({percent(paper)})")
+def beside(of: Planned, purifier: str, attack: str, oracle: bool = False) -> str:
+    """Measured, and the paper's figure in brackets; each where there is one."""
+    cell = of.of(purifier, oracle).get(attack)
+    paper = reported(of.plan, of.bench.model, of.classifier, purifier, attack, oracle)
+    parts = percent(cell.accuracy if cell else None), "" if paper is None else f"({percent(paper)})"
+    return " ".join(part for part in parts if part)
+
+
+def theirs(figures: Mapping[str, float], heads: Iterable[str]) -> list[str]:
+    """A row of a paper's own, in percent and in brackets; blank where it has no such column."""
+    return [f"({figures[name]:.1f})" if name in figures else "" for name in heads]
+
+
+def noted(shown: str, *lines: str) -> str:
+    """A table with what is to be said of it below; "" without the table."""
+    return "\n\n".join([shown, *lines]) if shown else ""
 
 
 def kept(heads: dict[str, str], of: Sequence[Planned]) -> dict[str, str]:

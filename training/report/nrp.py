@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from training import paper
 from training.evaluate import Cell
-from training.report.layout import beside, kept, percent, table
+from training.report.layout import beside, kept, noted, percent, table, theirs
+from training.report.left_out import LEFT_OUT
 from training.results import Result, planned
 
 TRANSFERRED = {"fgsm": "FGSM", "fgsm-ti": "FGSM-TI", "r-fgsm": "R-FGSM", "bim": "BIM", "mim": "MIM", "mim-ti": "MIM-TI"}
@@ -26,9 +27,9 @@ def transferred(results: Sequence[Result]) -> str:
                 shown = [_taken(mine.get("none"), mine.get(f"{kind}@{source}")) for kind in heads]
                 if any(shown):
                     rows.append([str(source), each.classifier, f"`{purifier}`", *shown])
-    told = ", ".join(f"{name} {share:g}" for name, share in paper.NRP_ENSEMBLE.items())
-    shown_all = table(["made on", "classifier", "purifier", *heads.values()], rows)
-    return shown_all and f"{shown_all}\n\nThe paper's, on ImageNet, made on an ensemble, behind NRP: {told}."
+    if rows:
+        rows += [[f"the paper's {made}", "IncRes-v2_ens", "NRP", *theirs(of, heads)] for made, of in paper.NRP.items()]
+    return noted(table(["made on", "classifier", "purifier", *heads.values()], rows), LEFT_OUT["NRP, 1"])
 
 
 def _taken(clean: Cell | None, attacked: Cell | None) -> str:
@@ -44,10 +45,11 @@ def generality(results: Sequence[Result]) -> str:
     found = planned(results, "paper-nrp")
     heads = kept(KINDS | AWARE, found)
     rows = [
-        [each.classifier, f"`{purifier}`", *(beside(each, each.of(purifier).get(name)) for name in heads)]
+        [each.classifier, f"`{purifier}`", *(beside(each, purifier, name) for name in heads)]
         for each in found
         for purifier in each.purifiers()
     ]
     told = ", ".join(f"{name} {before:g} / {after:g}" for name, (before, after) in paper.NRP_CDA.items())
     shown = table(["classifier", "purifier", *heads.values()], rows)
-    return shown and f"{shown}\n\nThe paper's, on ImageNet, under a cross-domain attack, without / with NRP: {told}."
+    told = f"The paper's, on ImageNet, under a cross-domain attack trained on such images, without / with NRP: {told}."
+    return noted(shown, told, LEFT_OUT["NRP, 2"])

@@ -65,7 +65,7 @@ def _short(row: Worst, names: Sequence[str]) -> list[str]:
 
 def _long(row: Worst, names: Sequence[str]) -> list[str]:
     worst = percent(row.queries), percent(row.worst), interval(row.worst, row.n), str(row.n)
-    paper = claim(row.classifier, row.purifier)
+    paper = claim(row.model, row.classifier, row.purifier)
     told = "" if paper is None else f"{paper.percent:.2f}: {paper.mode}"
     return [*_start(row, names), *worst, row.strongest, percent(row.alone), told, _passes(row)]
 

@@ -12,7 +12,8 @@ PICTURES = "## Pictures"
 
 PAPERS = """\
 In brackets what the paper reports, on other networks, most of them larger and trained for longer: compare directions, not
-levels. What wasn't measured is left out."""
+levels; alone where we measured nothing. Below each table stands what of the paper's is left out, and why. "Before" a purifier:
+the classifier alone on the images that were sent to it, which are clean where those fool the defence already."""
 
 ATTACKS = """\
 Seconds are of attack and defence, on whatever machine it was; what is made once for several purifiers counts with the first.

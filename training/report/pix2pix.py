@@ -1,8 +1,11 @@
 """Pix2Pix's Tables 1 to 4: distorted features, FGSM and PGD made on VGGs."""
 
 from collections.abc import Sequence
+from itertools import product
 
-from training.report.layout import beside, kept, table
+from training.paper import PIX2PIX_AT
+from training.report.layout import beside, kept, noted, table, theirs
+from training.report.left_out import LEFT_OUT
 from training.results import Planned, Result, planned
 
 
@@ -15,14 +18,13 @@ def features(results: Sequence[Result]) -> str:
     """Table 1: distorted features against the classifiers alone."""
     found = _found(results)
     rows = []
-    for net in (16, 19):
-        for blocks in (1, 2):
-            for eps in (8, 16):
-                cells = [each.of("none").get(f"features-vgg{net}-{blocks}-{eps}") for each in found]
-                if any(cells):
-                    shown = [beside(each, cell) for each, cell in zip(found, cells, strict=True)]
-                    rows.append([f"VGG-{net}", str(blocks), f"{eps}/255", *shown])
-    return table(["made on", "blocks", "budget", *(each.classifier for each in found)], rows)
+    for net, blocks, eps in product((16, 19), (1, 2), (8, 16)):
+        name = f"features-vgg{net}-{blocks}-{eps}"
+        if any(name in each.of("none") for each in found):
+            shown = [beside(each, "none", name) for each in found]
+            rows.append([f"VGG-{net}", str(blocks), f"{eps}/255", *shown])
+    heads = ["made on", "blocks", "budget", *(each.classifier for each in found)]
+    return noted(table(heads, rows), LEFT_OUT["Pix2Pix, 1"])
 
 
 def recovery(results: Sequence[Result]) -> str:
@@ -32,9 +34,9 @@ def recovery(results: Sequence[Result]) -> str:
     rows = []
     for purifier in dict.fromkeys(purifier for each in found for purifier in each.purifiers()):
         attacks = ("none", "features-vgg19-2-16")
-        shown = [beside(each, each.of(purifier).get(attack)) for each in found for attack in attacks]
+        shown = [beside(each, purifier, attack) for each in found for attack in attacks]
         rows.append([f"`{purifier}`", *shown])
-    return table(["purifier", *heads], rows)
+    return noted(table(["purifier", *heads], rows), LEFT_OUT["Pix2Pix, 3"])
 
 
 def gradients(results: Sequence[Result]) -> str:
@@ -44,8 +46,10 @@ def gradients(results: Sequence[Result]) -> str:
     distorted = {f"features-vgg19-2-{eps}": f"features {eps}" for eps in (8, 16)}
     heads = kept({"none": "clean", **distorted, **attacks, "bpda": "BPDA 8", "end-to-end": "end to end 8"}, found)
     rows = [
-        [each.classifier, f"`{purifier}`", *(beside(each, each.of(purifier).get(name)) for name in heads)]
+        [each.classifier, f"`{purifier}`", *(beside(each, purifier, name) for name in heads)]
         for each in found
         for purifier in each.purifiers()
     ]
-    return table(["classifier", "purifier", *heads.values()], rows)
+    if rows:
+        rows += [[f"the paper's {net}", training, *theirs(of, heads)] for (net, training), of in PIX2PIX_AT.items()]
+    return noted(table(["classifier", "purifier", *heads.values()], rows), LEFT_OUT["Pix2Pix, 2 and 4"])
