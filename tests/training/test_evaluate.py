@@ -14,6 +14,7 @@ from training import evaluate, parts
 from training.attacks import AttackSettings, Survived, knowing
 from training.attacks.blind import static
 from training.counting import Passes
+from training.data import load_data
 from training.evaluate import (
     Evaluation,
     defenses_of,
@@ -339,6 +340,29 @@ def test_what_was_sent_to_a_random_defence_is_tried_again(random_ones, data, tmp
     assert 0 < again.worst < again.mean < 1  # some images depend on the draw
     assert set(again.majority) == {1, 5}  # ten draws there are not
     assert again.worst <= again.majority[5]
+
+
+class Torn:
+    """Draws: twice sure of the label, twice nearly unsure of a smaller class where there is one, once of neither."""
+
+    def __init__(self, inner, y):
+        others = torch.where(y > 0, 0, 9), torch.where(y == 5, 6, 5)
+        self.inner, self.info, self.asked = inner, replace(inner.info, random=True), 0
+        self.answers = [scale * torch.eye(10)[of] for of, scale in ((others[0], 0.1), (y, 9.0)) for _ in range(2)]
+        self.answers.append(0.1 * torch.eye(10)[others[1]])
+
+    def purify(self, x, seeds=None, wanted=None):
+        self.asked += 1
+        return replace(self.inner.purify(x), logits=self.answers[self.asked % 5])
+
+
+def test_a_majority_is_what_the_service_would_say(defenses, data, tmp_path, quiet):
+    test = load_data("mnist", "test", data)
+    (none,) = [defense for defense in defenses if defense.name == "none"]
+    torn = replace(none, purifier=Torn(none.purifier, test.labels[:8]))
+    plan = of({"name": "none", "mode": "none"}, redraws=5)
+    (found,) = Evaluation([torn], plan, tmp_path / "r.json", data).run(quiet)
+    assert (found.redrawn.mean, found.redrawn.majority[5]) == (0.4, 1.0)  # two against two, and the surer ones win
 
 
 def test_what_is_not_random_is_not_tried_again(defenses, data, tmp_path, quiet):
