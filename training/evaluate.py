@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from models.catalog import CHUNK, Catalog, Defense, build_defense
-from models.checkpoint import Card, CheckpointError, Measurement, PurifierEntry
+from models.checkpoint import Card, CheckpointError, PurifierEntry
 from models.networks import frozen_network
 from models.purifiers import Purified
 from models.purifiers.descending import DescentPurifier
@@ -458,27 +458,3 @@ def _objectives(defense: Defense, x: Tensor, seeds: Sequence[int] | None) -> Ten
             for part, first in zip(x.split(CHUNK), range(0, len(x), CHUNK), strict=True)
         ]
     return torch.cat(parts)
-
-
-def measurements(cells: Sequence[Cell], where: str, addons: Mapping[str, Sequence[str]]) -> tuple[Measurement, ...]:
-    """The cells as a card's `measured`; `where` names the result file, `addons` the weights that purifiers bring along."""
-    return tuple(
-        Measurement(
-            attack=cell.attack.name,
-            purifier=cell.purifier + (" (oracle)" if cell.oracle else ""),
-            addons=tuple(addons.get(cell.purifier, ())),
-            accuracy=cell.accuracy,
-            n=cell.n,
-            paper=cell.paper,
-            detail=f"{cell.attack.mode}; {cell.attack.text()}; seed {cell.attack.seed}; {where}",
-        )
-        for cell in cells
-    )
-
-
-def with_measurements(
-    card: Card, cells: Sequence[Cell], where: str, addons: Mapping[str, Sequence[str]] | None = None
-) -> Card:
-    """`card` with the results of the file `where` replaced; those of others stay."""
-    others = tuple(each for each in card.measured if not each.detail.endswith(f"; {where}"))
-    return card.model_copy(update={"measured": (*others, *measurements(cells, where, addons or {}))})
