@@ -14,6 +14,7 @@ from service.settings import Settings
 from training.attacks import BLIND
 from training.cards import named, with_results
 from training.outcomes import worst_of
+from training.parts import SEPARABLE
 from training.pictures import pictures_of, strips
 from training.pictures.pages import IMAGES, illustrated
 from training.report.page import PICTURES, report
@@ -96,6 +97,12 @@ def test_blind_results_have_a_thousand_images_and_others_two_hundred():
         for measured in offer.card.measured:
             mode = measured.detail.split(";")[0]
             assert measured.n >= (1000 if mode in ("none", *BLIND) else 200)
+
+
+def test_the_page_says_which_attacks_go_on_where_they_were():
+    page = (ROOT / "docs" / "evaluation.md").read_text()
+    told = re.search(r"Amid an attack it goes on only.*?\((`.*?)\)", page, re.S)
+    assert re.findall(r"`(.*?)`", told[1]) == list(SEPARABLE)
 
 
 def test_the_settings_page_is_what_the_command_prints():
