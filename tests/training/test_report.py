@@ -1,8 +1,12 @@
 """The page of a folder of results."""
 
+import re
+
 import pytest
 
+from models.catalog import Catalog
 from tests.training.test_outcomes import cell
+from training.attacks.aware import judging
 from training.evaluate import Redrawn
 from training.plan import EvaluationError
 from training.report import aid, details, nrp, overall, reverse, soap
@@ -190,3 +194,10 @@ def test_a_plan_of_another_model_is_not_shown(results):
     found = read_results([results("a.json", cell("p", "none", "1"), plan="paper-soap")])
     assert planned(found, "paper-soap", "mnist") == []
     assert soap.white_box(found, "mnist") == ""
+
+
+def test_the_legend_names_who_has_no_suspicion():
+    offers = [offer for offer in Catalog.open().offers() if offer.entry.kind != "none"]
+    without = {offer.entry.kind for offer in offers if judging(offer.build().purifier) is None}
+    told = re.search(r"(\w+) and (\w+) compute no loss", details.SUSPICION)
+    assert {name.lower() for name in told.groups()} == without

@@ -52,7 +52,8 @@ def random_defences(results: Sequence[Result]) -> str:
 SUSPICION = """\
 The purifier's own loss on the image as it comes, against its loss on the clean test images of the same evaluation: the area
 under the ROC (50: it tells nothing; below: attacked images look cleaner than clean ones), and after the stroke the share of
-attacked images above the threshold that 1 % of those clean images exceed. Both in percent."""
+attacked images above the threshold that 1 % of those clean images exceed. Both in percent. NRP and Pix2Pix compute no loss of an
+image, so there is no suspicion and no column of them, nor of chains that begin with one."""
 
 
 def suspicion(results: Sequence[Result], model: str | None = None) -> str:
