@@ -25,6 +25,7 @@ from models.checkpoint import (
     CheckpointError,
     Measurement,
     PurifierEntry,
+    WorstCase,
     open_checkpoint,
 )
 from models.classifiers import Classifier, frozen
@@ -236,9 +237,14 @@ class Offer:
 
     def measured(self) -> list[Measurement]:
         """The accuracies that the classifier's card tells of this combination, with exactly these weights."""
-        return [
-            each for each in self.card.measured if (each.purifier, each.addons) == (self.purifier, self.addon_sha256)
-        ]
+        return [each for each in self.card.measured if self._is_of(each)]
+
+    def worst(self) -> list[WorstCase]:
+        """What was left of this combination under all attacks together, likewise; one for each budget."""
+        return [each for each in self.card.worst if self._is_of(each)]
+
+    def _is_of(self, found: Measurement | WorstCase) -> bool:
+        return (found.purifier, found.addons) == (self.purifier, self.addon_sha256)
 
     def built(self) -> Defense | None:
         """The running form if there is one already; never waits."""

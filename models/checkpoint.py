@@ -65,6 +65,18 @@ class Measurement(_Frozen):
     detail: str = Field(description="attack settings, seed and the result file")
 
 
+class WorstCase(_Frozen):
+    """What attacks together left of a purifier's right answers: an image counts only if it is right under each of them."""
+
+    purifier: str
+    addons: tuple[str, ...] = Field(default=(), description="SHA-256 of the add-ons that the purifier ran with")
+    adaptive: float | None = Field(ge=0, le=1, description="under all attacks by gradient that know the defence")
+    worst: float = Field(ge=0, le=1, description="under all attacks of every mode, on the first n images")
+    n: int = Field(ge=1)
+    strongest: str = Field(description="the one attack that left least")
+    detail: str = Field(description="budget, images and the result files")
+
+
 class _AnyCard(_Frozen):
     """What both kinds of `card.json` hold."""
 
@@ -97,13 +109,15 @@ class _AnyCard(_Frozen):
 class Card(_AnyCard):
     """`card.json` of a classifier: all that is needed to rebuild its network and to judge it.
 
-    measured: accuracies of this classifier behind every purifier, add-ons included.
+    measured: accuracies of this classifier behind every purifier, add-ons included. worst: what is left under all attacks
+    together.
     """
 
     classifier: str = Field(pattern=NAME, description="this network's name, as in ?classifier=")
     architecture: str
     labels: tuple[str, ...]
     measured: tuple[Measurement, ...] = ()
+    worst: tuple[WorstCase, ...] = ()
 
     @property
     def name(self) -> str:

@@ -88,5 +88,6 @@ def _classifier(catalog: Catalog, offers: list[Offer]) -> ClassifierReply:
         labels=list(card.labels),
         input=card.input,
         measured=list(card.measured),
+        worst=list(card.worst),
         weights_sha256=card.weights_sha256,
     )

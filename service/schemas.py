@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from models.catalog import Offer
-from models.checkpoint import InputSpec, Measurement
+from models.checkpoint import InputSpec, Measurement, WorstCase
 from models.purifiers import PurifierInfo
 from service.engine import SEED_LIMIT, Served
 from service.pipeline import Change
@@ -232,6 +232,7 @@ class PurifierReply(BaseModel):
         description="The add-on that brings its network; null where it needs only the classifier."
     )
     measured: list[Measurement] = Field(description="Accuracies with this purifier, each with its attack and n.")
+    worst: list[WorstCase] = Field(description="What is left under all attacks together, image by image.")
 
     @classmethod
     def of(cls, offer: Offer, info: PurifierInfo, default: bool) -> "PurifierReply":
@@ -252,6 +253,7 @@ class PurifierReply(BaseModel):
             cost=Cost(forward_passes=info.forward_passes, backward_passes=info.backward_passes),
             addon=offer.addons[0].card.addon if offer.addons else None,
             measured=offer.measured(),
+            worst=offer.worst(),
         )
 
 
@@ -272,6 +274,7 @@ class ClassifierReply(BaseModel):
     labels: list[str]
     input: InputSpec
     measured: list[Measurement]
+    worst: list[WorstCase]
     weights_sha256: str
 
 

@@ -12,7 +12,9 @@ from models.catalog import Catalog
 from service.app import create_app
 from service.settings import Settings
 from training.attacks import BLIND
-from training.evaluate import Cell
+from training.cards import named, with_results
+from training.outcomes import worst_of
+from training.parts import SEPARABLE
 from training.pictures import pictures_of, strips
 from training.pictures.pages import IMAGES, illustrated
 from training.plan import load_plan
@@ -76,12 +78,16 @@ def cards():
 def test_every_shipped_checkpoint_carries_its_committed_results():
     for card in cards():
         assert card.measured
-        for found, taken in results_of(card):
-            assert found["weights_sha256"] == card.weights_sha256
-            cells = [Cell.model_validate(cell) for cell in found["cells"]]
-            names = [(c.purifier + (" (oracle)" if c.oracle else ""), c.attack.name) for c in cells]
-            expected = {name: cell.accuracy for name, cell in zip(names, cells, strict=True)}
-            assert {(m.purifier, m.attack): m.accuracy for m in taken} == expected
+        assert with_results(card, [RESULTS / name for name in named(card)]) == card, "run: python -m training.cards"
+        assert {found["weights_sha256"] for found, _ in results_of(card)} == {card.weights_sha256}
+
+
+def test_the_cards_tell_the_worst_that_the_tables_show():
+    found = {(each.model, each.classifier, each.purifier): each for each in worst_of(load_results(RESULTS))}
+    told = {(card.model, card.classifier, each.purifier): each for card in cards() for each in card.worst}
+    assert told.keys() == found.keys()
+    for name, each in told.items():
+        assert (each.worst, each.adaptive) == pytest.approx((found[name].worst, found[name].adaptive), abs=1e-6), name
 
 
 def test_every_offer_was_measured_with_the_settings_and_weights_that_are_served():
@@ -105,6 +111,12 @@ def test_blind_results_have_a_thousand_images_and_others_two_hundred():
         for measured in offer.card.measured:
             mode = measured.detail.split(";")[0]
             assert measured.n >= (1000 if mode in ("none", *BLIND) else 200)
+
+
+def test_the_page_says_which_attacks_go_on_where_they_were():
+    page = (ROOT / "docs" / "evaluation.md").read_text()
+    told = re.search(r"Amid an attack it goes on only.*?\((`.*?)\)", page, re.S)
+    assert re.findall(r"`(.*?)`", told[1]) == list(SEPARABLE)
 
 
 def test_the_settings_page_is_what_the_command_prints():

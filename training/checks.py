@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.catalog import Defense
-from training.attacks import BLIND, PURIFYING, AttackSettings, Mode, knowing
+from training.attacks import BLIND, BY_QUERIES, PURIFYING, AttackSettings, Mode, knowing
 from training.attacks.aware import gradient_path, lacks
 from training.evaluate import Cell
 
@@ -24,7 +24,8 @@ PROBED = 32  # images
 MODES: tuple[Mode, ...] = ("two-view", "bpda", "end-to-end", "trajectory", "unrolled")
 CHANCE = 0.25  # of ten classes, with room for what 32 images leave to luck
 SIGMAS = 3.0
-MORE_BY_SQUARE = 0.02  # AutoAttack itself warns from 0.002 on, of the 1000 images and more that it is used with
+SQUARE_FOUND = "Square Attack has decreased"  # AutoAttack's flag
+MORE_BY_SEARCH = 0.02  # AutoAttack itself warns from 0.002 on, of the 1000 images and more that it is used with
 
 
 @dataclass(frozen=True)
@@ -116,33 +117,45 @@ def _weaker_than_blind(purifier: str, cells: Sequence[Cell]) -> Iterable[Flaw]:
 def _square_beats_gradients(purifier: str, cells: Sequence[Cell]) -> Iterable[Flaw]:
     """Random search must not find what no gradient led to."""
     own = [cell for cell in cells if _on(purifier, cell)]
-    for square in (cell for cell in own if _is_square(cell.attack)):
-        ball = square.attack.norm, square.attack.epsilon
-        rivals = [cell for cell in own if cell.attack.by_gradient and (cell.attack.norm, cell.attack.epsilon) == ball]
-        rivals = [cell for cell in rivals if not _is_square(cell.attack)]
+    for search in (cell for cell in own if _searches(cell)):
+        rivals = _rivals(search, own)
         if not rivals:
             continue
-        n = min(square.n, max(cell.n for cell in rivals))
-        if square.redrawn:
+        n = min(search.n, max(cell.n for cell in rivals))
+        if search.redrawn:
             # Who asks a random defence most often is lucky most often; what was sent is compared with fresh draws.
-            left, both = min((cell.redrawn.mean for cell in rivals if cell.redrawn), default=0.0), square.redrawn.mean
-            n = min(n, square.redrawn.n)
+            left, both = min(cell.redrawn.mean for cell in rivals if cell.redrawn), search.redrawn.mean
+            n = min(n, search.redrawn.n)
             luck = SIGMAS * math.sqrt(2 * max(left * (1 - left), 1 / n) / n)
         else:
-            left, both = _share(_left(rivals, n)), _share(_left([square, *rivals], n))
+            left, both = _share(_left(rivals, n)), _share(_left([search, *rivals], n))
             luck = 1 / n
-        if left - both > max(MORE_BY_SQUARE, luck) + 1e-9:  # shares of whole images, rounded
-            told = f"gradients leave {left:.1%} of {n} images right, with {square.attack.text()} it is {both:.1%}"
+        if left - both > max(MORE_BY_SEARCH, luck) + 1e-9:  # shares of whole images, rounded
+            told = f"gradients leave {left:.1%} of {n} images right, with {search.attack.text()} it is {both:.1%}"
             yield Flaw("square-beats-gradients", purifier, told)
 
 
-def _is_square(attack: AttackSettings) -> bool:
-    return attack.mode == "square" or attack.attack == "square"
+def _searches(cell: Cell) -> bool:
+    """Whether it goes by answers alone, or has a part that does, of which it says that this found more than its gradients."""
+    return cell.attack.mode in BY_QUERIES or cell.attack.attack == "square" or _by_square(cell)
+
+
+def _by_square(cell: Cell) -> bool:
+    return any(SQUARE_FOUND in flag for flag in cell.flags)
+
+
+def _rivals(search: Cell, cells: Sequence[Cell]) -> list[Cell]:
+    """The gradient attacks that must not do worse: in the same ball, and of more than one step, since one overshoots."""
+    ball = search.attack.norm, search.attack.epsilon
+    climbed = [cell for cell in cells if cell.attack.by_gradient and cell.attack.steps != 1]
+    inside = [cell for cell in climbed if (cell.attack.norm, cell.attack.epsilon) == ball]
+    return [cell for cell in inside if cell.redrawn or not search.redrawn]
 
 
 def _without_eot(purifier: str, cells: Sequence[Cell]) -> Iterable[Flaw]:
     """What is random must have been attacked in the mean of its draws."""
-    climbed = [cell for cell in cells if cell.redrawn and cell.attack.aware and cell.attack.by_gradient]
+    aware = [cell for cell in cells if cell.redrawn and cell.attack.aware]
+    climbed = [cell for cell in aware if cell.attack.mode not in BY_QUERIES]
     if climbed and all(cell.attack.eot == 1 for cell in climbed):
         told = "its answers are random, and no gradient was the mean of several draws (eot)"
         yield Flaw("randomness-without-eot", purifier, told)
@@ -154,7 +167,8 @@ def _flagged_by_autoattack(purifier: str, cells: Sequence[Cell]) -> Iterable[Fla
     answered = {
         "dynamic defense": any(cell.attack.mode in PURIFYING for cell in own),
         "randomized defense": any(cell.attack.eot > 1 for cell in own),
-        "Square Attack": any(cell.attack.mode == "square" for cell in own),  # see `_square_beats_gradients`
+        # Its images are compared with those of gradients, `_square_beats_gradients`.
+        SQUARE_FOUND: all(any(rival.n >= cell.n for rival in _rivals(cell, own)) for cell in own if _by_square(cell)),
     }
     # It counts batch by batch, so the same flag comes with many numbers.
     flags = {re.sub(r"[\d.]+%?", "", flag): flag for cell in own for flag in cell.flags}

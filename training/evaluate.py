@@ -20,10 +20,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from models.catalog import CHUNK, Catalog, Defense, build_defense
-from models.checkpoint import Card, CheckpointError, Measurement, PurifierEntry
+from models.checkpoint import Card, CheckpointError, PurifierEntry
 from models.networks import frozen_network
 from models.purifiers import Purified
 from models.purifiers.descending import DescentPurifier
+from models.votes import tallied
 from training import paper
 from training.attacks import AttackSettings, Survived, applies, knowing
 from training.attacks.asking import draws
@@ -43,8 +44,8 @@ OWNED = 150
 class Redrawn(BaseModel):
     """What was sent to a random defence, tried again with fresh seeds: shares of right answers.
 
-    n: images, the first ones. mean: over all draws. worst: right at every draw. majority: by the most frequent label of so many
-    draws.
+    n: images, the first ones. mean: over all draws. worst: right at every draw. majority: by so many draws as the service takes
+    them together (models/votes.py).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -318,17 +319,15 @@ class Evaluation:
         n, count = min(len(x), self.plan.adaptive_n), self.plan.redraws
         x, y = x[:n], y[:n]
         fresh = attack.model_copy(update={"seed": attack.seed + 7919})
-        labels = torch.stack(
-            [defense.purify(x, self._seeds(defense, fresh, n, draw)).logits.argmax(1) for draw in range(count)]
-        )
-        right = labels == y
-        votes = {k: float((labels[:k].mode(dim=0).values == y).float().mean()) for k in (1, 5, 10) if k <= count}
+        drawn = [defense.purify(x, self._seeds(defense, fresh, n, draw)).logits.softmax(1) for draw in range(count)]
+        votes = torch.stack(drawn, 1)  # (N, R, classes)
+        right = votes.argmax(2) == y[:, None]
         return Redrawn(
             n=n,
             draws=count,
             mean=round(float(right.float().mean()), 6),
-            worst=round(float(right.all(0).float().mean()), 6),
-            majority={k: round(share, 6) for k, share in votes.items()},
+            worst=round(float(right.all(1).float().mean()), 6),
+            majority={k: _elected(votes[:, :k], y) for k in (1, 5, 10) if k <= count},
         )
 
     def _add(
@@ -425,6 +424,12 @@ def _right(
     return torch.cat(right), torch.cat(any_right), _after(found)
 
 
+def _elected(votes: Tensor, y: Tensor) -> float:
+    """Share right by majority, as the service counts. votes: (N, K, classes) probabilities of K draws, y: (N,)."""
+    elected = torch.tensor([tallied(own).ranking[0] for own in votes.tolist()], device=y.device)
+    return round(float((elected == y).float().mean()), 6)
+
+
 def _after(parts: Sequence[Purified]) -> dict[str, float | None]:
     """The purifier's mean loss on its own images; of a chain that of the first that has one. Nothing where it has none."""
     found = [part.objective_after for part in parts if part.objective_after is not None]
@@ -455,27 +460,3 @@ def _objectives(defense: Defense, x: Tensor, seeds: Sequence[int] | None) -> Ten
             for part, first in zip(x.split(CHUNK), range(0, len(x), CHUNK), strict=True)
         ]
     return torch.cat(parts)
-
-
-def measurements(cells: Sequence[Cell], where: str, addons: Mapping[str, Sequence[str]]) -> tuple[Measurement, ...]:
-    """The cells as a card's `measured`; `where` names the result file, `addons` the weights that purifiers bring along."""
-    return tuple(
-        Measurement(
-            attack=cell.attack.name,
-            purifier=cell.purifier + (" (oracle)" if cell.oracle else ""),
-            addons=tuple(addons.get(cell.purifier, ())),
-            accuracy=cell.accuracy,
-            n=cell.n,
-            paper=cell.paper,
-            detail=f"{cell.attack.mode}; {cell.attack.text()}; seed {cell.attack.seed}; {where}",
-        )
-        for cell in cells
-    )
-
-
-def with_measurements(
-    card: Card, cells: Sequence[Cell], where: str, addons: Mapping[str, Sequence[str]] | None = None
-) -> Card:
-    """`card` with the results of the file `where` replaced; those of others stay."""
-    others = tuple(each for each in card.measured if not each.detail.endswith(f"; {where}"))
-    return card.model_copy(update={"measured": (*others, *measurements(cells, where, addons or {}))})

@@ -191,7 +191,8 @@ class Claim:
 
 
 # SOAP: the PGD columns of Tables 1 and 2, min-aux. AID and NRP: the lowest of clean, PGD, C&W, DeepFool and MIM in AID's Tables 3
-# and 10, its column "Worst". Reverse: the lowest of Table 1's columns, C&W. Pix2Pix: Table 4, PGD 8/255, made on VGG-19.
+# and 10, its column "Worst". Reverse: the lowest of Table 1's columns, C&W. Pix2Pix: Table 4, PGD 8/255, made on VGG-19; of
+# VGG-16 there is only Table 3, features distorted by 16/255 on VGG-19.
 CLAIMS: dict[Row, Claim] = {
     **{
         (classifier, purifier): Claim(SOAP[classifier, "min-aux"]["pgd"], f"PGD, blind, {network}")
@@ -208,9 +209,14 @@ CLAIMS: dict[Row, Claim] = {
         if row[1] != "none"
     },
     ("resnet18-at", "reverse"): Claim(REVERSE["resnet18-at", "reverse"]["cw"], "C&W, blind, PreActResNet-18"),
-    ("resnet18-natural", "pix2pix"): Claim(
-        PIX2PIX["resnet18-natural", "pix2pix"]["pgd-vgg19-8"], "PGD, transferred, ResNet-18"
-    ),
+    **{
+        (classifier, "pix2pix"): Claim(PIX2PIX[classifier, "pix2pix"][attack], mode)
+        for classifier, attack, mode in (
+            ("resnet18-natural", "pgd-vgg19-8", "PGD, transferred, ResNet-18"),
+            ("vgg19-natural", "pgd-vgg19-8", "PGD, blind, VGG-19"),
+            ("vgg16-natural", "features-vgg19-2-16", "distorted features, transferred, VGG-16"),
+        )
+    },
 }
 
 

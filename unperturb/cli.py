@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 import typer
@@ -55,23 +56,22 @@ def models(zoo: Zoo = None, as_json: Json = False) -> None:
     rows = [_row(catalog, offer) for offer in catalog.offers()]
     if as_json:
         return typer.echo(json.dumps(rows, indent=1))
-    table = Table("model", "purifier", "classifier", "passes", "clean", "PGD", "adaptive")
+    table = Table("model", "purifier", "classifier", "passes", "clean", "PGD", "adaptive", "worst")
     for row in rows:
-        cells = [_percent(row[key]) for key in ("clean", "pgd", "adaptive")]
+        cells = [_percent(row[key]) for key in ("clean", "pgd", "adaptive", "worst")]
         passes = f"{row['forward_passes']} + {row['backward_passes']}"
         name = row["purifier"] + (" *" if row["default"] else "")
         table.add_row(row["model"], name, row["classifier"], passes, *cells)
     Console().print(table)
     typer.echo(
         "* served where a request names no classifier. Passes: network forwards + backwards of one image, at most. "
-        "Accuracies: measured, see each card; adaptive is the worst attack that knows the purifier."
+        "Accuracies: in percent, see each card. Adaptive: right under every attack by gradient that knows the defence; "
+        "worst: under every attack that there was."
     )
 
 
 def _row(catalog: Catalog, offer: Offer) -> dict[str, Any]:
     info = catalog.load(offer).info
-    measured = {m.attack: m.accuracy for m in offer.measured()}
-    adaptive = [measured[name] for name in ("two-view", "bpda", "unrolled", "end-to-end") if name in measured]
     return {
         "model": offer.model,
         "purifier": offer.purifier,
@@ -81,14 +81,19 @@ def _row(catalog: Catalog, offer: Offer) -> dict[str, Any]:
         "eps_pfy": info.eps_pfy,
         "forward_passes": info.forward_passes,
         "backward_passes": info.backward_passes,
-        "clean": measured.get("none"),
-        "pgd": measured.get("pgd"),
-        "adaptive": min(adaptive) if adaptive else None,
+        "clean": _least(m.accuracy for m in offer.measured() if m.attack == "none"),
+        "pgd": _least(m.accuracy for m in offer.measured() if m.attack == "pgd"),
+        "adaptive": _least(each.adaptive for each in offer.worst()),
+        "worst": _least(each.worst for each in offer.worst()),
     }
 
 
+def _least(shares: Iterable[float | None]) -> float | None:
+    return min((share for share in shares if share is not None), default=None)
+
+
 def _percent(share: float | None) -> str:
-    return "" if share is None else f"{100 * share:.1f} %"
+    return "" if share is None else f"{100 * share:.1f}"
 
 
 for command in (

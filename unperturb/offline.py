@@ -121,7 +121,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure accuracy under attack; the same command continues an interrupted evaluation."""
-    from training import checks
+    from training import cards, checks
     from training import evaluate as evaluation
     from training.loop import threads as limited
     from training.plan import EvaluationError, load_plan
@@ -138,6 +138,9 @@ def evaluate(
         defenses = evaluation.variants_of(defenses, variants)
     told = "" if precision == "fp32" else f"-{precision}"
     file = out or Path("runs") / "results" / f"{model}-{classifier}-{chosen.name}{told}.json"
+    folder = catalog.folder(model, classifier)
+    if card:  # a file that is missing is told before hours of attacks
+        cards.files_with(Checkpoint.open(folder).card, file)
     fit = evaluation.fitted(catalog, model, chosen)
     for name in fit.missing:
         typer.echo(f"without images made on {name}: this zoo has no such classifier", err=True)
@@ -151,9 +154,8 @@ def evaluate(
             for flaw in checks.of_defense(defense, run.x, run.y)
         ]
     if card:
-        folder = catalog.folder(model, classifier)
-        addons = {defense.name: defense.addon_sha256 for defense in defenses}
-        write_card(folder, evaluation.with_measurements(Checkpoint.open(folder).card, cells, file.name, addons))
+        told_so_far = Checkpoint.open(folder).card
+        write_card(folder, cards.with_results(told_so_far, cards.files_with(told_so_far, file)))
     if as_json:
         typer.echo(json.dumps([cell.model_dump(mode="json") for cell in cells], indent=1))
     else:

@@ -10,6 +10,9 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from training.outcomes import worst_of
+from training.results import load_results
+from training.tables import RESULTS
 from unperturb import __version__, cli
 
 ROOT = Path(__file__).parents[2]
@@ -60,6 +63,14 @@ def test_models_lists_every_offer_with_its_cost():
     assert lc["default"]
     assert lc["forward_passes"] > lc["backward_passes"] > 0
     assert "soap-lc" in run("models").output
+
+
+def test_models_tells_what_the_tables_show_of_every_offer():
+    found = {(each.model, each.classifier, each.purifier): each for each in worst_of(load_results(RESULTS))}
+    for row in json.loads(run("models", "--json").output):
+        shown = found.get((row["model"], row["classifier"], row["purifier"]))
+        expected = (shown.clean, shown.adaptive, shown.worst) if shown else (None, None, None)
+        assert tuple(row[key] for key in ("clean", "adaptive", "worst")) == pytest.approx(expected, abs=1e-6), row
 
 
 def test_classify_names_the_class_of_a_clean_sample():
@@ -122,7 +133,8 @@ def test_train_then_evaluate_then_classify(tmp_path):
         *("--attack", "none", "--out", tmp_path / "r.json", "--card", "--json"),
     )
     assert {cell["n"] for cell in json.loads(evaluated.stdout)} == {16}
-    assert json.loads((out / "card.json").read_text())["measured"]
+    card = json.loads((out / "card.json").read_text())
+    assert {each["attack"] for each in card["measured"]} == {"none"}
     image = next(SAMPLES.glob("mnist-clean-*.png"))
     found = run("classify", image, "--model", "mnist", "--purifier", "soap-dr", "--zoo", out, "--json")
     assert json.loads(found.output)[0]["epsilon"] >= 0
@@ -215,6 +227,7 @@ def test_convert_makes_an_add_on_of_foreign_weights_of_a_purifier(tmp_path):
         (("evaluate", "resnet18-at", "--epsilon", "rubbish"), "--epsilon: 'rubbish' is no length"),
         (("evaluate", "vgg"), "known: cifar10/"),
         (("evaluate", "resnet18-at", "--precision", "bf16", "--card"), "a card tells what its networks do in fp32"),
+        (("evaluate", "resnet18-at", "--card", "--out", "nowhere/r.json"), "choose an --out beside them"),
     ],
 )
 def test_what_the_user_can_mend_is_one_clear_line(arguments, message, monkeypatch, capsys, tmp_path):

@@ -58,6 +58,9 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
             },
             calibration={"soap-lc": [float(value) for value in range(101)]},
             measured=[{"attack": "none", "purifier": "soap-lc", "accuracy": 0.1, "n": 10, "detail": "untrained"}],
+            worst=[
+                {"purifier": "soap-lc", "adaptive": 0.5, "worst": 0.4, "n": 10, "strongest": "x", "detail": "untrained"}
+            ],
         )
         plain = card("cifar10", "plain", (3, 32, 32), **resnet, purifiers={"none": {"kind": "none"}})
         grey = card(

@@ -26,6 +26,15 @@ def test_purifiers_tell_what_they_are_and_cost(api: Any) -> None:
     ]
 
 
+def test_the_worst_that_was_found_is_told_with_the_rest(api: Any) -> None:
+    (worst,) = next(
+        each["worst"] for each in api.get("/purifiers").json()["purifiers"] if each["purifier"] == "soap-lc"
+    )
+    assert (worst["purifier"], worst["adaptive"], worst["worst"], worst["n"]) == ("soap-lc", 0.5, 0.4, 10)
+    _, toy = api.get("/models").json()["models"][0]["classifiers"]
+    assert toy["worst"] == [worst]
+
+
 def test_purifiers_say_which_classifier_is_taken(api: Any) -> None:
     none = [each for each in api.get("/purifiers").json()["purifiers"] if each["purifier"] == "none"]
     assert {(each["model"], each["classifier"]): each["default"] for each in none} == {

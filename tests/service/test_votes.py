@@ -15,16 +15,11 @@ def test_no_more_predictions_than_classes() -> None:
     assert len(predictions([([0.2, 0.3, 0.5])], LABELS, top_k=100, digits=7)) == 3
 
 
-def test_the_majority_decides_even_against_the_mean() -> None:
+def test_votes_and_the_mean_probability_are_told() -> None:
     votes = [([0.4, 0.35, 0.25])] * 2 + [([0.0, 1.0, 0.0])]
     found = predictions(votes, LABELS, top_k=2, digits=7)
     assert [(each.label, each.votes) for each in found] == [("a", 2), ("b", 1)]
     assert found[1].probability == pytest.approx((0.35 + 0.35 + 1) / 3)
-
-
-def test_the_mean_decides_between_equal_votes() -> None:
-    votes = [([0.5, 0.3, 0.2]), ([0.0, 0.9, 0.1])]
-    assert predictions(votes, LABELS, top_k=1, digits=7)[0].label == "b"
 
 
 def test_probabilities_are_rounded_after_they_are_ranked() -> None:

@@ -102,6 +102,7 @@ def found(*cells):
 
 
 WHOLE = {"mode": "autoattack", "whole": True, "attack": "standard", "steps": 0}
+BARE = WHOLE | {"whole": False}
 DYNAMIC = "it seems to be a dynamic defense! The evaluation with AutoAttack might be insufficient."
 
 # Code -> results that show it, and honest ones that are much alike.
@@ -220,6 +221,20 @@ def test_square_is_compared_with_gradients_of_the_same_ball():
     assert found(cell("none", "static", 90, epsilon=0.1), square) == []
     assert found(cell("none", "static", 90, norm="l2"), square) == []
     assert found(cell("none", "static", 50), cell("none", "static", 90, momentum=1.0), square) == []
+    assert found(cell("none", "static", 90, steps=1), square) == []  # one step overshoots
+
+
+def test_what_decisions_take_counts_as_what_square_takes():
+    climbed = cell("p", "bpda", 90)
+    assert found(climbed, cell("p", "decision", 80)) == ["square-beats-gradients"]
+    assert found(climbed, cell("p", "decision", 88)) == []
+
+
+def test_autoattack_is_no_gradient_attack_for_it_has_square_within():
+    climbed, square = cell("none", "static", 100), cell("none", "square", 60)
+    assert found(climbed, square, cell("none", right=10, **BARE)) == ["square-beats-gradients"]
+    assert found(climbed, square, cell("none", right=10, flags=(SQUARE,), **BARE)) == ["square-beats-gradients"] * 2
+    assert found(cell("p", "static", 20), cell("p", "bpda", 80), cell("p", right=0, **WHOLE)) == ["weaker-than-blind"]
 
 
 def test_one_image_that_square_takes_is_luck():
@@ -244,8 +259,10 @@ SQUARE = "Square Attack has decreased the robust accuracy of 3.12%."
         (ZERO, [cell("p", "bpda", 50), cell("p", "square", 50)], 1),
         (RANDOM, [cell("p", "bpda", 50)], 1),
         (RANDOM, [cell("p", "bpda", 50, eot=10)], 0),
-        (SQUARE, [cell("p", "bpda", 50)], 1),
-        (SQUARE, [cell("p", "square", 50)], 0),
+        (SQUARE, [cell("p", "bpda", 50)], 0),
+        (SQUARE, [cell("p", "bpda", "0" * 50 + "1" * 30)], 1),  # nothing is known of the last 20
+        (SQUARE, [cell("p", "bpda", 50, epsilon=0.6)], 1),
+        (SQUARE, [cell("p", "square", 50)], 1),
         (DYNAMIC, [cell("p", "square", 50), cell("p", "joint", 50)], 1),
     ],
 )
@@ -255,8 +272,8 @@ def test_which_attacks_answer_which_flag(flag, answers, left):
 
 def test_a_flag_is_told_once_and_of_what_was_attacked():
     many = (ZERO, ZERO.replace("7", "12"))
-    assert found(cell("none", right=50, flags=many, **WHOLE | {"whole": False})) == ["autoattack-flag"]
-    assert found(cell("p", right=50, flags=many, **WHOLE | {"whole": False})) == []  # of the classifier, not of p
+    assert found(cell("none", right=50, flags=many, **BARE)) == ["autoattack-flag"]
+    assert found(cell("p", right=50, flags=many, **BARE)) == []  # of the classifier, not of p
 
 
 @pytest.mark.parametrize("file", evaluations(), ids=lambda file: file.stem)

@@ -8,19 +8,13 @@ import torch
 from rich.console import Console
 
 from models.catalog import ZOO, Catalog
-from models.checkpoint import read_card, write_card
 from models.classifiers import build_classifier, frozen
 from training import evaluate, parts
 from training.attacks import AttackSettings, Survived, knowing
 from training.attacks.blind import static
 from training.counting import Passes
-from training.evaluate import (
-    Evaluation,
-    defenses_of,
-    fitted,
-    variants_of,
-    with_measurements,
-)
+from training.data import load_data
+from training.evaluate import Evaluation, defenses_of, fitted, variants_of
 from training.plan import EvaluationError, Plan, load_plan
 from training.progress import Progress
 from training.recipe import load_recipe
@@ -148,17 +142,6 @@ def test_a_result_tells_a_precision_that_changes_answers(trained, defenses, plan
     assert exact.defence("none") != told.defence("none")
 
 
-def test_measurements_stand_in_the_card_beside_the_papers(defenses, plan, data, tmp_path, quiet, trained):
-    cells = Evaluation(defenses, plan, tmp_path / "r.json", data).run(quiet)
-    card = with_measurements(read_card(trained), cells, "r.json")
-    write_card(tmp_path, card)
-    measured = {(m.purifier, m.attack): m for m in read_card(tmp_path).measured}
-    assert measured["none", "pgd"].paper == 0.0058
-    assert measured["soap-dr", "pgd"].paper == 0.6188
-    assert "epsilon 0.3" in measured["soap-dr", "pgd"].detail
-    assert measured["soap-dr", "bpda"].n == 8
-
-
 def test_chains_are_measured_where_they_are_asked_for(trained, data, tmp_path, quiet):
     card = json.loads((trained / "card.json").read_text())
     twin = tmp_path / "twin"
@@ -196,15 +179,6 @@ def test_a_plan_goes_without_the_classifiers_that_a_zoo_has_not(trained):
     assert (list(found.sources), found.missing) == (["fcn-soap-dr"], ("cnn-soap-dr",))
     left_out = {attack.name for attack in plan.attacks} - {attack.name for attack in found.plan.attacks}
     assert left_out == {"transfer-cnn-soap-dr"}
-
-
-def test_a_card_keeps_the_results_of_other_files(defenses, plan, data, tmp_path, quiet, trained):
-    cells = Evaluation(defenses, plan, tmp_path / "r.json", data).run(quiet, attacks=["none"])
-    card = with_measurements(read_card(trained), cells, "r.json")
-    both = with_measurements(card, cells, "s.json", {"soap-dr": ["f" * 64]})
-    assert len(both.measured) == 2 * len(card.measured) == 2 * len(cells)
-    assert with_measurements(both, cells[:1], "s.json").measured[: len(cells)] == card.measured
-    assert {m.addons for m in both.measured if m.purifier == "soap-dr"} == {(), ("f" * 64,)}
 
 
 def test_variants_come_from_a_file(defenses, tmp_path):
@@ -339,6 +313,29 @@ def test_what_was_sent_to_a_random_defence_is_tried_again(random_ones, data, tmp
     assert 0 < again.worst < again.mean < 1  # some images depend on the draw
     assert set(again.majority) == {1, 5}  # ten draws there are not
     assert again.worst <= again.majority[5]
+
+
+class Torn:
+    """Draws: twice sure of the label, twice nearly unsure of a smaller class where there is one, once of neither."""
+
+    def __init__(self, inner, y):
+        others = torch.where(y > 0, 0, 9), torch.where(y == 5, 6, 5)
+        self.inner, self.info, self.asked = inner, replace(inner.info, random=True), 0
+        self.answers = [scale * torch.eye(10)[of] for of, scale in ((others[0], 0.1), (y, 9.0)) for _ in range(2)]
+        self.answers.append(0.1 * torch.eye(10)[others[1]])
+
+    def purify(self, x, seeds=None, wanted=None):
+        self.asked += 1
+        return replace(self.inner.purify(x), logits=self.answers[self.asked % 5])
+
+
+def test_a_majority_is_what_the_service_would_say(defenses, data, tmp_path, quiet):
+    test = load_data("mnist", "test", data)
+    (none,) = [defense for defense in defenses if defense.name == "none"]
+    torn = replace(none, purifier=Torn(none.purifier, test.labels[:8]))
+    plan = of({"name": "none", "mode": "none"}, redraws=5)
+    (found,) = Evaluation([torn], plan, tmp_path / "r.json", data).run(quiet)
+    assert (found.redrawn.mean, found.redrawn.majority[5]) == (0.4, 1.0)  # two against two, and the surer ones win
 
 
 def test_what_is_not_random_is_not_tried_again(defenses, data, tmp_path, quiet):

@@ -1,8 +1,13 @@
 """The page of a folder of results."""
 
+import re
+
 import pytest
 
+from models.catalog import Catalog
 from tests.training.test_outcomes import cell
+from training import paper
+from training.attacks.aware import judging
 from training.evaluate import Redrawn
 from training.plan import EvaluationError
 from training.report import aid, details, nrp, overall, pix2pix, reverse, soap
@@ -272,3 +277,15 @@ def test_a_plan_of_another_model_is_not_shown(results):
     found = read_results([results("a.json", cell("p", "none", "1"), plan="paper-soap")])
     assert planned(found, "paper-soap", "mnist") == []
     assert soap.white_box(found, "mnist") == ""
+
+
+@pytest.mark.parametrize("claimed", [row for row in paper.PIX2PIX if row[1] == "pix2pix"])
+def test_pix2pix_claims_something_of_every_network_that_its_paper_purifies(claimed):
+    assert paper.claim(*claimed).percent in paper.PIX2PIX[claimed].values()
+
+
+def test_the_legend_names_who_has_no_suspicion():
+    offers = [offer for offer in Catalog.open().offers() if offer.entry.kind != "none"]
+    without = {offer.entry.kind for offer in offers if judging(offer.build().purifier) is None}
+    told = re.search(r"(\w+) and (\w+) compute no loss", details.SUSPICION)
+    assert {name.lower() for name in told.groups()} == without

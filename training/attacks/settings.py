@@ -145,8 +145,8 @@ class AttackSettings(BaseModel):
 
     @property
     def by_gradient(self) -> bool:
-        """Whether it climbs a gradient; those of libraries too, which do that among other things."""
-        return self.mode not in ("none", "foolbox", *BY_QUERIES)
+        """Whether it does nothing but climb gradients. AutoAttack's standard ends with Square, Foolbox's may do anything."""
+        return self.mode not in ("none", "foolbox", *BY_QUERIES) and self.attack not in ("standard", "square")
 
     def stays_within(self, epsilon: float) -> bool:
         """Whether its images are in the l_inf ball of this radius."""

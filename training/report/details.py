@@ -54,7 +54,8 @@ SUSPICION = """\
 The purifier's own loss on the image as it comes, against its loss on the same clean test images, from whichever of the plans
 kept it: the area under the ROC (50: it tells nothing; below: attacked images look cleaner than clean ones), and after the
 stroke the share of attacked images above the threshold that 1 % of those clean images exceed. Both in percent. Where a clean
-image fools a defence already, an attacker who knows that defence sends it as it is."""
+image fools a defence already, an attacker who knows that defence sends it as it is. NRP and Pix2Pix compute no loss of an
+image, so there is no suspicion and no column of them, nor of chains that begin with one."""
 
 
 def suspicion(results: Sequence[Result], model: str | None = None) -> str:

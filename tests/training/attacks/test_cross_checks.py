@@ -18,7 +18,8 @@ from training.attacks.losses import criterion
 from training.data import load_data
 
 DATA = Path(__file__).parents[2] / "data"
-N = 64
+N = 256
+LUCK = 2  # images: within 1 point of accuracy
 RADIUS = {"linf": 0.1, "l2": 1.5}  # where about three in four images withstand
 NORMS = pytest.mark.parametrize("norm", list(RADIUS))
 
@@ -106,7 +107,7 @@ def test_apgd_leaves_as_many_right_as_autoattacks(network, test_set, norm, loss)
     x, y = test_set
     ours = right(network, static(network, x, y, apgd(norm, loss=loss)), y)
     others = by_autoattack(network, x, y, theirs(f"apgd-{loss}", norm))
-    assert abs(int(ours.sum()) - int(others.sum())) <= 1
+    assert abs(int(ours.sum()) - int(others.sum())) <= LUCK
     assert 0.5 < float(ours.float().mean()) < 0.9
 
 
@@ -119,7 +120,7 @@ def test_targeted_apgd_leaves_as_many_right_as_autoattacks(network, test_set, no
     with torch.random.fork_rng():
         others = right(network, APGDAttack_targeted(network, **how).perturb(x, y), y)
     ours = right(network, static(network, x, y, apgd(norm, loss="dlr", targets=3, steps=25)), y)
-    assert abs(int(ours.sum()) - int(others.sum())) <= 1
+    assert abs(int(ours.sum()) - int(others.sum())) <= LUCK
 
 
 def small():
