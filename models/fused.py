@@ -161,17 +161,12 @@ def fuse(network: nn.Module, apart: Iterable[nn.Module] = ()) -> bool:
 
 
 def in_chains(network: nn.Module, start: int = 0, end: int | None = None) -> nn.Module:
-    """A sequence's layers from `start` to before `end`, of the same weights; those in a row that are fused run as one.
-
-    But for a network's very first, which is called as it is: training/counting.py hooks it, and must not change what it counts.
-    """
+    """A sequence's layers from `start` to before `end`, of the same weights; those in a row that are fused run as one."""
     if not isinstance(network, nn.Sequential):
         return network
-    layers = list(network)[start:end]
-    first = layers[:1] if start == 0 else []
-    rest = [layer for layer in layers[len(first) :] if not isinstance(layer, nn.Identity)]
-    joined: list[nn.Module] = list(first)
-    for fused, row in groupby(rest, lambda layer: isinstance(layer, Fusable)):
+    layers = [layer for layer in list(network)[start:end] if not isinstance(layer, nn.Identity)]
+    joined: list[nn.Module] = []
+    for fused, row in groupby(layers, lambda layer: isinstance(layer, Fusable)):
         joined.append((_Chain if fused else nn.Sequential)(*row))
         joined[-1].fused = fused  # type: ignore[assignment]
     return nn.Sequential(*joined)

@@ -22,7 +22,7 @@ class Passes:
 
 @contextmanager
 def counted(*defenses: Defense) -> Iterator[Passes]:
-    """Count while the block runs, at the first layer of each network."""
+    """Count while the block runs, where images enter each network."""
     found, handles = Passes(), list[RemovableHandle]()
 
     def on_forward(module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
@@ -43,8 +43,7 @@ def counted(*defenses: Defense) -> Iterator[Passes]:
 
 
 def _entries(defense: Defense) -> Iterator[nn.Module]:
-    encoder = defense.classifier.encoder
-    yield next(encoder.children(), encoder)
+    yield defense.classifier.normalization
     yield from _generators(defense.purifier)
 
 

@@ -18,6 +18,25 @@ from models.registry import Registry, called
 from models.rounding import by_rows
 
 
+class Normalization(nn.Module):
+    """Images (N, C, H, W) in [0, 1], shifted and scaled channel by channel, channels last: what a classifier's encoder sees.
+
+    It has no part in the state dict: the card names the values, and strict loading should not depend on two copies agreeing.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Always in the layout of the weights: which one `x` comes in may depend on the size of its batch.
+        return ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+
+
 class Classifier(nn.Module):
     """An image classifier g(f(x)) with an optional auxiliary head h(f(x)).
 
@@ -33,9 +52,6 @@ class Classifier(nn.Module):
     that costs little. `fused`: every convolution is, see models/fused.py. `precision`: in which the encoder computes; what goes
     in and comes out is float32 all the same, and so are the heads.
     """
-
-    mean: Tensor
-    std: Tensor
 
     def __init__(
         self,
@@ -57,9 +73,7 @@ class Classifier(nn.Module):
         self._taps = dict(taps or {})  # of layers that are the encoder's: not in the state dict, copied with it
         # Of a frozen one: parts of the encoder whose fused layers run as one.
         self._parts: dict[tuple[int, int | None], nn.Module] | None = None
-        # Not in the state dict: the card names them, and strict loading should not depend on two copies agreeing.
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+        self.normalization = Normalization(mean, std)
 
     @property
     def taps(self) -> list[str]:
@@ -74,7 +88,7 @@ class Classifier(nn.Module):
         """z = f(x). x: (N, C, H, W) in [0, 1] -> z, of the shape the heads expect."""
         if _alone(self, x):
             return self.features(x.expand(2, -1, -1, -1))[:1]
-        return self._told(self._through(self._normalised(x)))
+        return self._told(self._through(self._inside(self.normalization(x))))
 
     def tapped(self, x: Tensor, names: Sequence[str]) -> list[Tensor]:
         """The outputs of the named layers, in the order of the names; the encoder runs only as deep as the deepest of them.
@@ -89,7 +103,7 @@ class Classifier(nn.Module):
         if _alone(self, x):
             return [found[:1] for found in self.tapped(x.expand(2, -1, -1, -1), names)]
         found: dict[int, Tensor] = {}
-        activation, start = self._normalised(x), 0
+        activation, start = self._inside(self.normalization(x)), 0
         for depth in sorted({self._depth(name) for name in names}):
             found[depth] = activation = self._through(activation, start, depth + 1)
             start = depth + 1
@@ -110,10 +124,6 @@ class Classifier(nn.Module):
         if (start, end) not in self._parts:
             self._parts[start, end] = in_chains(self.encoder, start, end)
         return self._parts[start, end](activation)  # type: ignore[no-any-return]
-
-    def _normalised(self, x: Tensor) -> Tensor:
-        # Always in the layout of the weights: which one `x` comes in may depend on the size of its batch.
-        return self._inside(((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last))
 
     def _inside(self, activation: Tensor) -> Tensor:
         return activation if self.precision == "fp32" else activation.to(DTYPES[self.precision])

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
 
 from models.purifiers import Options
 from models.purifiers.chain import Chain
@@ -94,9 +93,3 @@ def test_nothing_is_left_on_the_network(plain):
     with pytest.raises(RuntimeError, match="cannot be multiplied"), counted(plain):
         plain.purify(torch.zeros(2, 1, 2, 2))
     assert not hooks(plain)
-
-
-def test_an_encoder_without_layers_is_counted_itself(plain):
-    bare = replace(plain, classifier=nn.Module())
-    bare.classifier.encoder = nn.Flatten()
-    assert found(bare, run=lambda: bare.classifier.encoder(torch.zeros(5, 1, 2, 2))) == (5, 0)
