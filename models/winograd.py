@@ -3,6 +3,7 @@
 Lavin, Gray: Fast Algorithms for Convolutional Neural Networks, CVPR 2016.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -21,7 +22,7 @@ _G = (
     (1 / 24, -1 / 12, 1 / 6),
     (0, 0, 1),
 )
-_TILES = 24  # of a block, as in models/winograd.cpp: fewer at a time read the weights more often than they need
+_TILES, _ROWS = 24, 12  # as in models/winograd.cpp: fewer at a time read the weights more often than they need
 
 
 def fits(layer: nn.Conv2d) -> bool:
@@ -43,7 +44,9 @@ def transformed(weight: Tensor) -> Tensor:
 def kernel(weights: Tensor, bias: Tensor | None, size: Sequence[int]) -> Kernel:
     """What `convolution` does to images (C, H, W) with so many channels as the weights have."""
     channels, height, width = size
-    together = -(-_TILES // (-(-height // 4) * -(-width // 4)))
+    tiles = -(-height // 4) * -(-width // 4)
+    whole = _ROWS // math.gcd(_ROWS, tiles)  # images whose tiles are multiplied without a rest
+    together = -(-_TILES // (tiles * whole)) * whole
     return Kernel(
         Kind.WINOGRAD,
         (channels, height, width),

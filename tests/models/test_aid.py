@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from models import compiled
 from models.classifiers import Classifier, build_classifier, frozen
 from models.networks import build_network, frozen_network
 from models.networks.aid import AidDiscriminator
@@ -166,3 +167,14 @@ def test_a_classifier_without_the_tap_is_refused() -> None:
         ValueError, match="needs a network of its own of type AidDiscriminator; its checkpoint has none"
     ):
         build_purifier("aid", Material(frozen(build_classifier("resnet18-thin")), PAPER, ()))
+
+
+@pytest.mark.skipif(not compiled.available(), reason="our own convolutions aren't compiled here")
+def test_a_frozen_discriminator_computes_no_rows_that_nobody_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, rows = frozen_network(discriminator(width=64)), list[int]()
+    whole, x = network._classified, activations(5)
+    monkeypatch.setattr(network, "_classified", lambda pooled: rows.append(len(pooled)) or whole(pooled))
+    together = network(x)
+    alone = [network([each[i : i + 1] for each in x]) for i in range(5)]
+    assert rows == [5, 1, 1, 1, 1, 1]
+    assert torch.equal(torch.cat(alone), together)

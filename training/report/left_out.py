@@ -40,9 +40,8 @@ LEFT_OUT = {
         "here)."
     ),
     "Reverse, 1": (
-        "Left out of the paper's: TRADES, BagT, MART, AWP and Semi-SL (Wide-ResNets; none is shipped), and where no row "
-        "has them PGD and BIM of 200 steps (four times the work of PGD-50, and within 0.1 of it on the paper's "
-        "PreActResNet-18). Its C&W takes 200 steps within 8/255; ours is in l_2, 0.5, 3 x 50 steps."
+        "Left out of the paper's: TRADES, BagT, MART, AWP and Semi-SL (Wide-ResNets; none is shipped). Its C&W takes 200 "
+        "steps within 8/255; ours is in l_2, 0.5, 3 x 50 steps."
     ),
     "Reverse, 5": (
         "Left out of the paper's: TRADES, BagT, Semi-SL, AWP and MART, as in Table 1. Its C&W takes 200 steps, ours 3 x "
