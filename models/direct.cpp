@@ -171,9 +171,8 @@ void direct(const Sizes &sizes, const Finish &finish, const float *x, const floa
     const int rows = shape.of_a_phase(shape.out_height), size = rows_of_a_block(shape, taps, threads);
     const int blocks = (rows + size - 1) / size;
     const long all = static_cast<long>(images) * blocks;
-#pragma omp parallel for num_threads(threads) if (threads > 1 && all > 1) schedule(static)
-    for (long i = 0; i < all; ++i) {
+    shared_out(all, threads, [&](long i) {
         const int first = static_cast<int>(i % blocks) * size;
         block(shape, taps, finish, x, weights, y, static_cast<int>(i / blocks), first, std::min(rows, first + size));
-    }
+    });
 }

@@ -88,13 +88,13 @@ extern "C" void unperturb_run_1(const Operation *operations, int count, char *co
     for (const Operation *first = operations, *last; first < end; first = last) {
         last = std::find_if(first, end, [&](const Operation &each) { return each.group != first->group; });
         const int size = apart ? share(images, first->group, threads) : images, groups = (images + size - 1) / size;
-#pragma omp parallel for num_threads(threads) if (threads > 1 && groups > 1) schedule(static)
-        for (int i = 0; i < groups; ++i) {
+        shared_out(groups, threads, [&](long i) {
             const size_t bytes = static_cast<size_t>(local) * size;
             const std::unique_ptr<char[]> large(bytes > KEPT ? new char[bytes] : nullptr);
             char *const memory = large ? large.get() : reinterpret_cast<char *>(scratch(bytes / sizeof(float)));
-            const Group group{buffers, memory, images, i * size, std::min(size, images - i * size)};
+            const int start = static_cast<int>(i) * size;
+            const Group group{buffers, memory, images, start, std::min(size, images - start)};
             for (const Operation *each = first; each < last; ++each) run(*each, group, groups > 1 ? 1 : threads);
-        }
+        });
     }
 }

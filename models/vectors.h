@@ -81,6 +81,18 @@ inline __attribute__((always_inline)) void put(const Finish &finish, typename Ve
     store<N>(out + at, y);
 }
 
+// Calls 0 to before `count`, an even share for each thread. Without a region where one is enough: within a region of one thread
+// another one starts its threads anew every time, which takes longer than a layer.
+template <typename Call>
+void shared_out(long count, int threads, Call call) {
+    if (threads == 1 || count == 1) {
+        for (long i = 0; i < count; ++i) call(i);
+        return;
+    }
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long i = 0; i < count; ++i) call(i);
+}
+
 // Memory of a thread, kept from call to call, from a whole cache line on.
 float *scratch(size_t floats) {
     thread_local std::vector<float> memory;

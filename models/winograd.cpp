@@ -158,7 +158,7 @@ void winograd(const Sizes &sizes, const Finish &finish, const float *x, const fl
     const long tiles = shape.tiles();
     const int size = tiles > 2L * TILES * threads ? TILES : ROWS;  // few tiles: an even share for each thread
     const long blocks = (tiles + size - 1) / size;
-#pragma omp parallel for num_threads(threads) if (threads > 1 && blocks > 1) schedule(static)
-    for (long i = 0; i < blocks; ++i)
+    shared_out(blocks, threads, [&](long i) {
         block(shape, finish, x, weights, y, i * size, static_cast<int>(std::min<long>(size, tiles - i * size)));
+    });
 }
