@@ -34,7 +34,7 @@ class Normalization(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # Always in the layout of the weights: which one `x` comes in may depend on the size of its batch.
-        return ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        return (x - self.mean).div_(self.std).contiguous(memory_format=torch.channels_last)
 
 
 class Classifier(nn.Module):
