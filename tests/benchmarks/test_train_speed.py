@@ -8,6 +8,7 @@ from torch import nn
 
 from benchmarks import train_speed
 from benchmarks.train_speed import OPTIONS, kinds, main
+from models.fused import Fusable
 from training.recipe import load_recipe
 from training.report import costs
 
@@ -71,8 +72,10 @@ def test_the_layout_is_that_of_every_network_and_image(name, option):
     layouts = set()
 
     def look(module, inputs):
-        if isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1):
-            layouts.update(each.is_contiguous() for each in (module.weight, *inputs))
+        run = module.modules() if isinstance(module, Fusable) else [module]  # a frozen network's layers run as one
+        weights = [each.weight for each in run if isinstance(each, nn.Conv2d) and each.kernel_size != (1, 1)]
+        if weights:
+            layouts.update(each.is_contiguous() for each in (*weights, *inputs))
 
     recipe = load_recipe(name, {"batch_size": 2, "precision": option.precision})
     hook = nn.modules.module.register_module_forward_pre_hook(look)
