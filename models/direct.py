@@ -34,8 +34,10 @@ class Geometry(NamedTuple):
         return (length + 2 * self.padding - self.kernel) // self.stride + 1
 
 
-def fits(layer: nn.Conv2d) -> bool:
+def fits(layer: nn.Conv2d | nn.Linear) -> bool:
     """Whether a layer is one of these: square, channels that fill the processor's vectors, on one side four at most."""
+    if isinstance(layer, nn.Linear):
+        return fits(as_convolution(layer))
     if not compiled.suits(layer) or layer.kernel_size[0] > _LARGEST:
         return False
     alike = all(len(set(pair)) == 1 for pair in (layer.kernel_size, layer.stride, layer.padding))

@@ -8,7 +8,7 @@ runs through the same kernels. The gradient of a gradient, which only attacks as
 
 from collections.abc import Iterable
 from dataclasses import replace
-from functools import cache, cached_property
+from functools import cache
 from itertools import groupby, pairwise
 from typing import Any
 
@@ -88,11 +88,6 @@ class _Convolution(_Layer, nn.Conv2d):
 
 
 class _Linear(_Layer, nn.Linear):
-    @cached_property
-    def alike(self) -> bool:
-        """Whether a row has the same bits among any others."""
-        return direct.fits(direct.as_convolution(self))
-
     def plain(self, x: Tensor) -> Tensor:
         return self._activated(nn.Linear.forward(self, x))
 
@@ -131,10 +126,10 @@ def _bf16() -> bool:
     return hasattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported") and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def rows_alike(network: nn.Module, x: Tensor) -> bool:
-    """Whether a frozen network of linear layers gives a row of `x` the same bits among any others."""
+def rows_alike(network: nn.Module) -> bool:
+    """Whether a network that was fused gives a row the same bits among any others where it `runs`: all its linear layers do."""
     layers = (layer for layer in network.modules() if isinstance(layer, nn.Linear))
-    return runs(x) and all(isinstance(layer, _Linear) and layer.alike for layer in layers)
+    return all(isinstance(layer, _Linear) and direct.fits(layer) for layer in layers)
 
 
 def fuse(network: nn.Module, apart: Iterable[nn.Module] = ()) -> bool:

@@ -182,14 +182,11 @@ class _Own(_Packed):
 
     def kernel(self, size: tuple[int, ...]) -> Kernel | None:
         """What it does to images of that size; None where it can't, or not with the bits of its activation."""
-        fits = len(size) == self.dimensions and size[0] == self.weight.shape[1]
-        kernel = self._kernel(size) if fits else None
-        whole = (
-            kernel is not None
-            and min(kernel.output) > 0
-            and (self.slope is None or direct.fills_vectors(len(self.weight)))
-        )
-        return kernel if whole else None
+        told = self.slope is None or direct.fills_vectors(len(self.weight))
+        if len(size) != self.dimensions or size[0] != self.weight.shape[1] or not told:
+            return None
+        kernel = self._kernel(size)
+        return kernel if min(kernel.output) > 0 else None
 
     def _kernel(self, size: tuple[int, ...]) -> Kernel:
         raise NotImplementedError
@@ -318,6 +315,7 @@ class _Move:
     to: int
     added: int | None
     gate: int | None
+    slope: float | None
     of: int
 
 
@@ -333,7 +331,8 @@ def _moves_back(steps: Sequence[Step]) -> list[_Move]:
         return place if place and steps[place - 1].slope is not None else None
 
     def moved(step: int | None, source: int, added: int | None, gate: int | None, of: int) -> int:
-        moves.append(_Move(step, source, next(places), added, gate, of))
+        slope = None if gate is None else steps[gate - 1].slope
+        moves.append(_Move(step, source, next(places), added, gate, slope, of))
         return moves[-1].to
 
     gradients = {last: last + 1 if gate(last) is None else moved(None, last + 1, None, last, last)}
@@ -397,8 +396,7 @@ class _OneByOne:
         return places[self._back[-1].to]
 
     def _moved(self, move: _Move, gradient: Tensor, added: Tensor | None, values: Sequence[Tensor]) -> Tensor:
-        slope = None if move.gate is None else self._steps[move.gate - 1].slope
-        gate = None if move.gate is None or slope is None else _Gate(values[move.gate], slope)
+        gate = None if move.gate is None or move.slope is None else _Gate(values[move.gate], move.slope)
         if move.step is None:
             return _gated(gradient if added is None else gradient + added, gate)
         return self._packed[move.step].backward(gradient, values[move.of].shape, added, gate)
@@ -469,7 +467,7 @@ def _programs(
             signs[-entry.y], bits = Where(_SIGNS, bits), bits + math.prod(entry.kernel.output) // 8
     ends = {0: Where(_X), len(steps): Where(_Y)}
     telling = [entry if entry.slope is None else entry._replace(told=-entry.y) for entry in forwards]
-    backwards = [_entry_back(move, steps, packed, sizes) for move in back]
+    backwards = [_entry_back(move, packed, sizes) for move in back]
     ends_back = {len(steps) + 1: Where(_X), back[-1].to: Where(_Y)}
     return _Programs(
         sizes[-1],
@@ -480,14 +478,11 @@ def _programs(
     )
 
 
-def _entry_back(
-    move: _Move, steps: Sequence[Step], packed: Sequence[_Packed], sizes: Sequence[tuple[int, ...]]
-) -> Entry:
+def _entry_back(move: _Move, packed: Sequence[_Packed], sizes: Sequence[tuple[int, ...]]) -> Entry:
     layer, size = None if move.step is None else packed[move.step], sizes[move.of]
     kernel = layer.kernel_back(size) if isinstance(layer, _Own) else Kernel(Kind.SUM, size, size)
-    if move.gate is None:
-        return Entry(kernel, move.source, move.to, move.added)
-    return Entry(kernel, move.source, move.to, move.added, signs=-move.gate, slope=steps[move.gate - 1].slope)
+    signs = None if move.gate is None else -move.gate
+    return Entry(kernel, move.source, move.to, move.added, signs=signs, slope=move.slope)
 
 
 def _packed(step: Step) -> _Packed:
@@ -497,4 +492,4 @@ def _packed(step: Step) -> _Packed:
             return _WinogradConvolution(layer, step.slope)
         return (_DirectConvolution if direct.fits(layer) else _PackedConvolution)(layer, step.slope)
     assert isinstance(layer, nn.Linear)
-    return (_DirectLinear if direct.fits(direct.as_convolution(layer)) else _PackedLinear)(layer, step.slope)
+    return (_DirectLinear if direct.fits(layer) else _PackedLinear)(layer, step.slope)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.classifiers import Classifier
-from models.fused import rows_alike
+from models.fused import runs
 from models.networks.base import register_network
 from models.rounding import by_rows
 
@@ -41,6 +41,8 @@ class AidDiscriminator(nn.Module):
     Raises:
         ValueError: not one number of channels for each tap.
     """
+
+    rows_alike = False  # until it is frozen
 
     def __init__(self, *, taps: Sequence[str], channels: Sequence[int], deeper: bool, width: int = WIDTH) -> None:
         super().__init__()
@@ -70,7 +72,7 @@ class AidDiscriminator(nn.Module):
         """The logit of p_adv. One activation (N, C, H, W) for each tap, in order -> (N,)."""
         # Sec. 3.1: "global average pooling as the first operation".
         pooled = torch.cat([F.adaptive_avg_pool2d(each, 1).flatten(1) for each in activations], dim=1)
-        alone = self.training or rows_alike(self, pooled)
+        alone = self.training or (self.rows_alike and runs(pooled))
         return self._classified(pooled) if alone else by_rows(self._classified, pooled, ROWS)
 
     def _classified(self, pooled: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from copy import deepcopy
 import torch
 from torch import nn
 
-from models.fused import fold_batch_norm, fuse
+from models.fused import fold_batch_norm, fuse, rows_alike
 from models.networks.generator import Generator
 from models.precision import DTYPES, Precision
 from models.registry import Registry, called
@@ -29,11 +29,12 @@ def frozen_network(network: nn.Module, device: torch.device | str = "cpu", preci
     """A copy for inference: eval mode, no parameter gradients, batch norm folded, channels last. The argument is left alone.
 
     precision: of a generator; heads on a classifier's features are small and stay in float32. What reads `fused` of its network
-    learns that all of its layers are, see models/fused.py.
+    learns that all of its layers are, what reads `rows_alike` that no row's bits depend on others, see models/fused.py.
     """
     copy = deepcopy(network).eval().requires_grad_(False)
     fold_batch_norm(copy)
     copy.fused = fuse(copy)  # type: ignore[assignment]
+    copy.rows_alike = rows_alike(copy)  # type: ignore[assignment]
     if isinstance(copy, Generator):
         copy.precision = precision
         if precision != "fp32":  # which means: as the weights are
