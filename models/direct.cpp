@@ -72,16 +72,20 @@ __attribute__((noinline)) void outputs(const Row &row, const float *weights, int
         }
     }
     const int real = std::min(N, shape.filters - filter);  // less than N: some of the few are none
-    const size_t between = static_cast<size_t>(shape.phases()) * shape.filters;
-#pragma GCC unroll 16  // else the sums go through memory
-    for (int i = 0; i < HEIGHT; ++i) {
-        const size_t pixel = row.pixel + (first + i) * between;
+    const size_t between = static_cast<size_t>(shape.phases()) * shape.filters, pixel = row.pixel + first * between;
 #pragma GCC unroll 4
-        for (int j = 0; j < WIDTH; ++j)
-            if (N > FEW || real == N)
-                put<N>(row.finish, sums[i][j], pixel, filter + j * N, row.out);
-            else
-                for (int k = 0; k < real; ++k) put<1>(row.finish, Vector<1>::Register{sums[i][j][k]}, pixel, filter + k, row.out);
+    for (int j = 0; j < WIDTH; ++j) {
+        typename Vector<N>::Register y[HEIGHT];
+#pragma GCC unroll 16  // else the sums go through memory
+        for (int i = 0; i < HEIGHT; ++i) y[i] = sums[i][j];
+        if (N > FEW || real == N)
+            put<N>(row.finish, y, pixel, between, filter + j * N, row.out);
+        else
+            for (int k = 0; k < real; ++k) {
+                Vector<1>::Register one[HEIGHT];
+                for (int i = 0; i < HEIGHT; ++i) one[i] = Vector<1>::Register{y[i][k]};
+                put<1>(row.finish, one, pixel, between, filter + k, row.out);
+            }
     }
 }
 

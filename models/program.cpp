@@ -45,10 +45,16 @@ struct Group {
     }
 };
 
-void sum(const Finish &finish, const float *x, float *y, size_t floats) {
+void sum(const Finish &finish, const float *x, float *out, size_t floats) {
     size_t i = 0;
-    for (; i + LANES <= floats; i += LANES) put<LANES>(finish, load(x + i), i, 0, y);
-    for (; i < floats; ++i) put<1>(finish, load<1>(x + i), i, 0, y);
+    const auto piece = [&](auto lanes) {
+        for (; i + lanes <= floats; i += lanes) {
+            typename Vector<lanes>::Register y[1] = {load<lanes>(x + i)};
+            put<lanes>(finish, y, i, 0, 0, out);
+        }
+    };
+    piece(std::integral_constant<int, LANES>{});
+    piece(std::integral_constant<int, 1>{});
 }
 
 void run(const Operation &operation, const Group &group, int threads) {
@@ -82,7 +88,7 @@ int share(int images, int suiting, int threads) {
 
 // local: bytes of an image in a thread's own memory. The number in the name grows whenever what it takes changes, so that nobody
 // calls what an older source was compiled to.
-extern "C" void unperturb_run_1(const Operation *operations, int count, char *const *buffers, int images, int64_t local, int threads) {
+extern "C" void unperturb_run_2(const Operation *operations, int count, char *const *buffers, int images, int64_t local, int threads) {
     const Operation *const end = operations + count;
     const bool apart = images >= 4 * threads || images % threads == 0;
     for (const Operation *first = operations, *last; first < end; first = last) {

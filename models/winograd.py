@@ -35,10 +35,14 @@ def fits(layer: nn.Conv2d) -> bool:
 
 
 def transformed(weight: Tensor) -> Tensor:
-    """G g G^T of each filter, Eq. (9) there. (C', C, 3, 3) -> (36, C, C')."""
+    """G g G^T of each filter, Eq. (9) there. (C', C, 3, 3) -> (36, P, C, C' / P), panels of filters that are multiplied together."""
+    code = compiled.loaded()
+    assert code is not None
     g = torch.tensor(_G, dtype=torch.float64)
     turned = torch.einsum("ia,fcab,jb->ijcf", g, weight.double(), g)
-    return turned.flatten(0, 1).float().contiguous()
+    filters = len(weight)
+    together = 2 * code.lanes if filters % (2 * code.lanes) == 0 else code.lanes
+    return turned.float().reshape(36, -1, filters // together, together).transpose(1, 2).contiguous()
 
 
 def kernel(weights: Tensor, bias: Tensor | None, size: Sequence[int]) -> Kernel:
@@ -50,7 +54,7 @@ def kernel(weights: Tensor, bias: Tensor | None, size: Sequence[int]) -> Kernel:
     return Kernel(
         Kind.WINOGRAD,
         (channels, height, width),
-        (weights.shape[2], height, width),
+        (weights.shape[1] * weights.shape[3], height, width),
         weights,
         bias,
         (3, 1, 1),
@@ -66,7 +70,7 @@ LIBRARY.define(
 def _convolution(
     x: Tensor, weights: Tensor, bias: Tensor | None, added: Tensor | None, gate: Tensor | None, slope: float | None
 ) -> Tensor:
-    if x.shape[1] != weights.shape[1]:
+    if x.shape[1] != weights.shape[2]:
         raise misfit(x, weights, bias, added, gate)
     return applied(kernel(weights, bias, x.shape[1:]), x, added, gate, slope)
 
@@ -82,7 +86,7 @@ def convolution(
     gate: Tensor | None = None,
     slope: float | None = None,
 ) -> Tensor:
-    """A 3 x 3 convolution with what follows it. (N, C, H, W), (36, C, C') of `transformed` -> (N, C', H, W), channels last.
+    """A 3 x 3 convolution with what follows it. (N, C, H, W), of `transformed` -> (N, C', H, W), channels last.
 
     added: (N, C', H, W), added to the outcome. slope: where it is given the sum is multiplied by 1 where `gate` (N, C', H, W), or
     without one the sum itself, is above 0, by the slope elsewhere: a (leaky) ReLU, or the gradient through one.
