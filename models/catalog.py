@@ -32,7 +32,9 @@ from models.classifiers import Classifier, frozen
 from models.networks import frozen_network
 from models.precision import Precision
 from models.purifiers import Material, OptionError, Options, Purified, Purifier, PurifierInfo, Wanted, build_purifier
+from models.purifiers.base import one_each
 from models.purifiers.chain import Chain
+from models.votes import scores, seeds_of
 
 ZOO = Path(__file__).parent / "zoo"
 
@@ -65,6 +67,7 @@ class Defense:
     """A purifier, the classifier it protects and their card: what a request names and what an evaluation attacks.
 
     card: the classifier's, with what its add-ons offer and are calibrated to. addons: those whose networks the purifier uses.
+    votes: how many draws of a purifier that draws random numbers decide together, as a request may ask for.
     """
 
     name: str
@@ -73,6 +76,7 @@ class Defense:
     purifier: Purifier
     device: torch.device
     addons: tuple[AddOn, ...] = ()
+    votes: int = 1
 
     @property
     def addon_sha256(self) -> tuple[str, ...]:
@@ -85,11 +89,24 @@ class Defense:
         return self.purifier.info
 
     def purify(self, x: Tensor, seeds: Sequence[int] | None = None, wanted: Wanted | None = None) -> Purified:
-        """Purify and classify a batch in cache-sized parts. x: (N, C, H, W) float32 in [0, 1], on `device`.
+        """Purify and classify a batch. x: (N, C, H, W) float32 in [0, 1], on `device`.
 
-        Parts are cut by position alone, so what an image's neighbours contain can't change its answer. `seeds` and `wanted`:
-        see `Purifier.purify`.
+        `seeds` and `wanted`: see `Purifier.purify`. With several votes the logits are `votes.scores`, the passes those of all of
+        them, everything else that of the first.
         """
+        if self.votes == 1:
+            return self._drawn(x, seeds, wanted)
+        own = [seeds_of(seed, self.votes) for seed in one_each(x, seeds)]
+        drawn = [self._drawn(x, [each[vote] for each in own], wanted) for vote in range(self.votes)]
+        return replace(
+            drawn[0],
+            logits=scores(torch.stack([one.logits.softmax(1) for one in drawn], 1)),
+            forward_passes=torch.stack([one.forward_passes for one in drawn]).sum(0),
+            backward_passes=torch.stack([one.backward_passes for one in drawn]).sum(0),
+        )
+
+    def _drawn(self, x: Tensor, seeds: Sequence[int] | None, wanted: Wanted | None) -> Purified:
+        """In cache-sized parts, cut by position alone, so that what an image's neighbours contain can't change its answer."""
         parts = [
             self.purifier.purify(
                 part.contiguous(memory_format=torch.channels_last),
@@ -99,6 +116,21 @@ class Defense:
             for i, part in zip(range(0, max(len(x), 1), CHUNK), x.split(CHUNK), strict=True)  # no image is one part too
         ]
         return parts[0] if len(parts) == 1 else _joined(parts)
+
+    def voting(self, votes: int) -> "Defense":
+        """The same defense with so many votes; networks are shared.
+
+        Raises:
+            ValueError: the purifier draws no random numbers, or there are no votes.
+        """
+        if votes < 1 or not self.info.random:
+            why = (
+                "votes must be at least 1"
+                if votes < 1
+                else "it draws no random numbers, so every vote would be the same"
+            )
+            raise ValueError(f"purifier {self.name!r} can't take {votes} votes: {why}")
+        return replace(self, votes=votes)
 
     def with_options(self, options: Options) -> "Defense":
         """The same defense with a request's options; networks are shared.

@@ -35,7 +35,7 @@ def fits(layer: nn.Conv2d) -> bool:
 
 
 def transformed(weight: Tensor) -> Tensor:
-    """G g G^T of each filter, Eq. (9) there. (C', C, 3, 3) -> (36, P, C, C' / P), panels of filters that are multiplied together."""
+    """G g G^T of each filter, Eq. (9) there, in panels of filters. (C', C, 3, 3) -> (36, P, C, C' / P)."""
     code = compiled.loaded()
     assert code is not None
     g = torch.tensor(_G, dtype=torch.float64)

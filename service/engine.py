@@ -16,6 +16,7 @@ from models.catalog import Catalog, Defense, Offer
 from models.catalog import UnknownName as NotInCatalog
 from models.checkpoint import CheckpointError
 from models.purifiers import Options
+from models.votes import SEED_LIMIT, seeds_of
 from service import desk, errors
 from service.crew import seats
 from service.decode import File
@@ -39,9 +40,6 @@ PROBE_S = 5.0
 
 # The longest batch that is let in between two steps of another one, as a share of the longest that there is.
 GUEST = 1 / 8
-
-# A seed that JSON readers with 64-bit floats (JavaScript) keep exactly.
-SEED_LIMIT = 2**53
 
 
 _UNKNOWN = {
@@ -309,8 +307,8 @@ class Engine:
         seed = self._seeds.draw() if ask.seed is None else ask.seed
         reveal = self.settings.reveal_unpurified
         works = [
-            Work(image, (seed + vote) % SEED_LIMIT, ask.want_image and vote == 0, reveal, decode_ms)
-            for vote in range(ask.votes)
+            Work(image, own, ask.want_image and vote == 0, reveal, decode_ms)
+            for vote, own in enumerate(seeds_of(seed, ask.votes))
         ]
         hurry_at = None if ask.stop_after_ms is None else deadline.arrived + ask.stop_after_ms / 1000
         done = await self._run(ask.lane, works, deadline.at, hurry_at)

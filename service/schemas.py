@@ -8,7 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from models.catalog import Offer
 from models.checkpoint import InputSpec, Measurement, WorstCase
 from models.purifiers import PurifierInfo
-from service.engine import SEED_LIMIT, Served
+from models.votes import SEED_LIMIT
+from service.engine import Served
 from service.pipeline import Change
 from service.votes import Prediction
 

@@ -24,7 +24,7 @@ from models.checkpoint import Card, CheckpointError, PurifierEntry
 from models.networks import frozen_network
 from models.purifiers import Purified
 from models.purifiers.descending import DescentPurifier
-from models.votes import tallied
+from models.votes import scores
 from training import paper
 from training.attacks import AttackSettings, Survived, applies, knowing
 from training.attacks.asking import draws
@@ -45,7 +45,7 @@ class Redrawn(BaseModel):
     """What was sent to a random defence, tried again with fresh seeds: shares of right answers.
 
     n: images, the first ones. mean: over all draws. worst: right at every draw. majority: by so many draws as the service takes
-    them together (models/votes.py).
+    them together (models/votes.py), where each draw isn't several votes already.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -154,6 +154,19 @@ def _variant(name: str, entries: dict[str, PurifierEntry], defenses: Sequence[De
     card = like.card.model_copy(update={"purifiers": entries})
     network = frozen_network(like.addons[0].network(), like.device, like.classifier.precision) if like.addons else None
     return replace(build_defense(name, card, like.classifier, like.device, network), addons=like.addons)
+
+
+def voting(defenses: Sequence[Defense], votes: int) -> list[Defense]:
+    """Those that draw random numbers, each answering by so many votes.
+
+    Raises:
+        EvaluationError: none does.
+    """
+    found = [defense.voting(votes) for defense in defenses if defense.info.random]
+    if not found:
+        names = ", ".join(defense.name for defense in defenses)
+        raise EvaluationError(f"--votes {votes}: none of these purifiers draws random numbers: {names}")
+    return found
 
 
 class Evaluation:
@@ -268,7 +281,7 @@ class Evaluation:
     def _seeds(self, defense: Defense, attack: AttackSettings, n: int, draw: int = 0) -> list[int] | None:
         if not defense.info.random:
             return None
-        return [draws(attack, self.plan.first + i, draw) for i in range(n)]
+        return [draws(attack, self.plan.first + i, draw * defense.votes) for i in range(n)]
 
     def _attacked(self, defense: Defense, attack: AttackSettings) -> tuple[Tensor, tuple[str, ...]]:
         """The incoming images of a blind attack: the same for every purifier of the checkpoint, made once."""
@@ -327,7 +340,7 @@ class Evaluation:
             draws=count,
             mean=round(float(right.float().mean()), 6),
             worst=round(float(right.all(1).float().mean()), 6),
-            majority={k: _elected(votes[:, :k], y) for k in (1, 5, 10) if k <= count},
+            majority={k: _elected(votes[:, :k], y) for k in (1, 5, 10) if k <= count and defense.votes == 1},
         )
 
     def _add(
@@ -365,7 +378,7 @@ class Evaluation:
             **self._made_on(),
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
             "device": str(self.x.device),
-            **_precision(self.defenses),
+            **_unusual(self.defenses),
         }
 
     def _made_on(self) -> dict[str, Any]:
@@ -393,10 +406,10 @@ class Evaluation:
         self.cells = cells
 
 
-def _precision(defenses: Sequence[Defense]) -> dict[str, Any]:
-    """In which the networks computed; nothing where that is float32."""
-    found = defenses[0].classifier.precision
-    return {} if found == "fp32" else {"precision": found}
+def _unusual(defenses: Sequence[Defense]) -> dict[str, Any]:
+    """In which precision the networks computed, and how many votes decided; nothing where that is float32, and one."""
+    found = {"precision": defenses[0].classifier.precision, "votes": defenses[0].votes}
+    return {name: value for name, value in found.items() if value not in ("fp32", 1)}
 
 
 def _addons(defenses: Sequence[Defense]) -> dict[str, Any]:
@@ -409,7 +422,8 @@ def _right(
     defense: Defense, x: Tensor, y: Tensor, oracle: bool, seeds: Sequence[int] | None
 ) -> tuple[Tensor, Tensor | None, dict[str, float | None]]:
     """(N,) bool: right as served; where the purifier chooses from candidates, right under any of them; and a cell's facts."""
-    if not oracle or not isinstance(defense.purifier, DescentPurifier) or not defense.purifier.chooses:
+    purifier = defense.purifier
+    if not oracle or defense.votes > 1 or not isinstance(purifier, DescentPurifier) or not purifier.chooses:
         started = time.process_time()
         purified = defense.purify(x, seeds)
         seconds = round(time.process_time() - started, 3) if x.device.type == "cpu" else None
@@ -417,7 +431,7 @@ def _right(
     right, any_right, found = [], [], []
     for first, part, labels in in_chunks(x, y):
         own = seeds and seeds[first : first + len(part)]
-        purified, candidates = defense.purifier.purify_with_candidates(part, own)
+        purified, candidates = purifier.purify_with_candidates(part, own)
         found.append(purified)
         right.append(purified.logits.argmax(1) == labels)
         any_right.append((torch.stack(candidates).argmax(2) == labels).any(0))
@@ -426,8 +440,7 @@ def _right(
 
 def _elected(votes: Tensor, y: Tensor) -> float:
     """Share right by majority, as the service counts. votes: (N, K, classes) probabilities of K draws, y: (N,)."""
-    elected = torch.tensor([tallied(own).ranking[0] for own in votes.tolist()], device=y.device)
-    return round(float((elected == y).float().mean()), 6)
+    return round(float((scores(votes).argmax(1) == y).float().mean()), 6)
 
 
 def _after(parts: Sequence[Purified]) -> dict[str, float | None]:

@@ -31,6 +31,7 @@ class Result(BaseModel):
     plan: str = ""
     data: str = ""
     precision: Precision = "fp32"
+    votes: int = 1
     weights_sha256: str = ""
     settings: Mapping[str, Any] = {}
     addons: Mapping[str, Any] = {}
@@ -56,7 +57,7 @@ class Result(BaseModel):
     def defence(self, purifier: str) -> str:
         """What two files must agree in for a purifier to be the same one in both."""
         parts = [self.weights_sha256, self.settings.get(purifier, {}), self.addons.get(purifier, [])]
-        parts += [self.precision] if self.precision != "fp32" else []
+        parts += [each for each in (self.precision, self.votes) if each not in ("fp32", 1)]
         return json.dumps(parts, sort_keys=True)
 
 

@@ -51,6 +51,11 @@ def _search() -> list[Result]:
     return read_results([RESULTS / "variants-resnet18-at.json", RESULTS / "variants-resnet18-at-eot.json"])
 
 
+def _voted() -> list[Result]:
+    """Those of them that draw random numbers, by majority."""
+    return read_results(sorted(RESULTS.glob("variants-votes-*.json")))
+
+
 def _variants(name: str) -> Callable[[], str]:
     return lambda: soap.variants(read_results([RESULTS / name]))
 
@@ -80,6 +85,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "suspicion-legend": lambda: details.SUSPICION,
     "random": lambda: details.random_defences(_shipped()),
     "search": lambda: overall.overall(_search()),
+    "search-votes": lambda: overall.overall(_voted()),
+    "search-votes-random": lambda: details.random_defences(_voted()),
     "search-random": lambda: details.random_defences(_search()),
     "cifar10": lambda: soap.white_box(_shipped(), "cifar10"),
     "mnist": lambda: soap.white_box(_shipped(), "mnist"),

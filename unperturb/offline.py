@@ -106,10 +106,17 @@ def evaluate(
     first: Annotated[int | None, typer.Option(min=0, help="Index of the first test image.")] = None,
     n: PerImage = None,
     adaptive_n: PerImage = None,
+    votes: Annotated[
+        int,
+        typer.Option(
+            min=1, help="So many draws decide together, as with `votes` of a request; random purifiers alone."
+        ),
+    ] = 1,
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Result file. Default: runs/results/MODEL-CLASSIFIER-PLAN.json, with another precision -PRECISION."
+            help="Result file. Default: runs/results/MODEL-CLASSIFIER-PLAN.json, with another precision -PRECISION, "
+            "with several votes -votes-VOTES."
         ),
     ] = None,
     card: Annotated[bool, typer.Option("--card", help="Write the results into the checkpoint's card.")] = False,
@@ -126,8 +133,8 @@ def evaluate(
     from training.loop import threads as limited
     from training.plan import EvaluationError, load_plan
 
-    if card and precision != "fp32":
-        raise EvaluationError("a card tells what its networks do in fp32; --card goes without --precision")
+    if card and (precision != "fp32" or votes > 1):
+        raise EvaluationError("a card tells of one answer in fp32; --card goes without --precision and --votes")
     catalog = open_catalog(zoo, device, precision)
     defenses = evaluation.defenses_of(catalog, model, classifier, chain or ())
     given = (("first", first), ("n", n), ("adaptive_n", adaptive_n))
@@ -136,7 +143,9 @@ def evaluate(
     chosen = load_plan(plan, data_set, overrides, _budget(epsilon))
     if variants:
         defenses = evaluation.variants_of(defenses, variants)
-    told = "" if precision == "fp32" else f"-{precision}"
+    if votes > 1:
+        defenses = evaluation.voting(defenses, votes)
+    told = ("" if precision == "fp32" else f"-{precision}") + (f"-votes-{votes}" if votes > 1 else "")
     file = out or Path("runs") / "results" / f"{model}-{classifier}-{chosen.name}{told}.json"
     folder = catalog.folder(model, classifier)
     if card:  # a file that is missing is told before hours of attacks

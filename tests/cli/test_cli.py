@@ -226,7 +226,8 @@ def test_convert_makes_an_add_on_of_foreign_weights_of_a_purifier(tmp_path):
         (("train", "natural", "--data", "nowhere"), "UNPERTURB_DATA"),
         (("evaluate", "resnet18-at", "--epsilon", "rubbish"), "--epsilon: 'rubbish' is no length"),
         (("evaluate", "vgg"), "known: cifar10/"),
-        (("evaluate", "resnet18-at", "--precision", "bf16", "--card"), "a card tells what its networks do in fp32"),
+        (("evaluate", "resnet18-at", "--precision", "bf16", "--card"), "a card tells of one answer in fp32"),
+        (("evaluate", "resnet18-at", "--votes", "5", "--card"), "a card tells of one answer in fp32"),
         (("evaluate", "resnet18-at", "--card", "--out", "nowhere/r.json"), "choose an --out beside them"),
     ],
 )

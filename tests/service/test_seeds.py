@@ -2,7 +2,7 @@ import secrets
 
 import pytest
 
-from service.engine import SEED_LIMIT
+from models.votes import SEED_LIMIT
 from service.seeds import Seeds
 
 

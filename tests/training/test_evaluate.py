@@ -9,12 +9,14 @@ from rich.console import Console
 
 from models.catalog import ZOO, Catalog
 from models.classifiers import build_classifier, frozen
+from models.votes import scores
 from training import evaluate, parts
 from training.attacks import AttackSettings, Survived, knowing
+from training.attacks.asking import Asker
 from training.attacks.blind import static
 from training.counting import Passes
 from training.data import load_data
-from training.evaluate import Evaluation, defenses_of, fitted, variants_of
+from training.evaluate import Evaluation, defenses_of, fitted, variants_of, voting
 from training.plan import EvaluationError, Plan, load_plan
 from training.progress import Progress
 from training.recipe import load_recipe
@@ -140,6 +142,64 @@ def test_a_result_tells_a_precision_that_changes_answers(trained, defenses, plan
     exact, told = (Result.model_validate(header) for header in headers)
     assert (exact.precision, told.precision) == ("fp32", "bf16")
     assert exact.defence("none") != told.defence("none")
+
+
+def test_what_decides_by_votes_is_attacked_and_told_as_such(random_ones, data, tmp_path, quiet):
+    plan = of({"name": "none", "mode": "none"}, {**PGD, "name": "bpda", "mode": "bpda", "eot": 2})
+    alone = Evaluation(random_ones, plan, tmp_path / "alone.json", data).run(quiet)
+    cells = Evaluation(voting(random_ones, 3), plan, tmp_path / "voted.json", data).run(quiet)
+    headers = [json.loads((tmp_path / name).read_text()) for name in ("alone.json", "voted.json")]
+    exact, told = (Result.model_validate(header) for header in headers)
+    assert ["votes" in header for header in headers] == [False, True]
+    assert told.votes == 3
+    assert exact.defence("random") != told.defence("random")
+    assert cells[0].forward == 3 * alone[0].forward
+    # Three looks with two draws more each; a gradient's draws stay single.
+    assert cells[1].forward - alone[1].forward == pytest.approx(3 * 2 * alone[0].forward)
+    assert cells[1].redrawn.majority == {}
+
+
+def test_only_what_is_random_can_vote(defenses, random_ones):
+    assert [defense.name for defense in voting([*defenses, *random_ones], 3)] == ["random"]
+    with pytest.raises(EvaluationError, match="--votes 3: none of these purifiers draws random numbers: none, soap-dr"):
+        voting(defenses, 3)
+    with pytest.raises(ValueError, match="at least 1"):
+        random_ones[0].voting(0)
+
+
+def test_votes_of_a_defence_are_its_draws_with_the_seeds_that_follow(random_ones, data):
+    (defense,) = random_ones
+    x = load_data("mnist", "test", data).floats(0, 40)
+    seeds = [1000 * i for i in range(40)]
+    together = defense.voting(3).purify(x, seeds)
+    alone = [defense.purify(x, [seed + vote for seed in seeds]) for vote in range(3)]
+    assert torch.equal(together.image, alone[0].image)
+    assert torch.equal(together.logits, scores(torch.stack([one.logits.softmax(1) for one in alone], 1)))
+    assert torch.equal(together.forward_passes, 3 * alone[0].forward_passes)
+    assert torch.equal(together.backward_passes, 3 * alone[0].backward_passes)
+    with pytest.raises(ValueError, match="a seed for each of 40 images; got none"):
+        defense.voting(3).purify(x)
+
+
+def test_no_two_looks_at_votes_share_a_draw(random_ones, data):
+    (defense,) = random_ones
+    x, asked = load_data("mnist", "test", data).floats(0, 2), []
+    watched = replace(defense.voting(3), purifier=Watched(defense.purifier, asked))
+    asker = Asker(watched, AttackSettings(name="none", mode="none"), 0, 2)
+    for _ in range(4):
+        asker(x, torch.arange(2))
+    assert len(asked) == len(set(asked)) == 4 * 3 * 2
+
+
+class Watched:
+    """Keeps the seeds that it is given."""
+
+    def __init__(self, inner, seen):
+        self.inner, self.info, self.seen = inner, inner.info, seen
+
+    def purify(self, x, seeds=None, wanted=None):
+        self.seen += seeds
+        return self.inner.purify(x, seeds, wanted)
 
 
 def test_chains_are_measured_where_they_are_asked_for(trained, data, tmp_path, quiet):

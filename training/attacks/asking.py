@@ -6,6 +6,7 @@ from torch import Tensor
 
 from models.catalog import Defense
 from models.purifiers import Purified
+from models.votes import SEED_LIMIT
 from training.attacks.settings import AttackSettings
 
 
@@ -32,7 +33,7 @@ class Asker:
 
     def __init__(self, defense: Defense, settings: AttackSettings, first: int, count: int) -> None:
         self.defense, self._settings, self._first = defense, settings, first
-        self._looks = [0] * count
+        self._drawn = [0] * count  # seeds so far: a look takes as many as there are votes
 
     def __call__(self, x: Tensor, rows: Tensor) -> Purified:
         """What the service answers. x: (n, C, H, W) in [0, 1], changed images; rows: (n,), which of the `count` they are."""
@@ -45,10 +46,11 @@ class Asker:
         return [self._seed(row) for row in rows.tolist()]
 
     def _seed(self, row: int) -> int:
-        self._looks[row] += 1
-        return draws(self._settings, self._first + row, self._looks[row] - 1)
+        drawn = self._drawn[row]
+        self._drawn[row] += self.defense.votes
+        return draws(self._settings, self._first + row, drawn)
 
 
-def draws(settings: AttackSettings, index: int, look: int) -> int:
-    """The seed of the data set's image `index` at an attack's `look`-th look at the defence."""
-    return ((settings.seed * 1_000_003 + index) * 10_007 + look) % 2**53
+def draws(settings: AttackSettings, index: int, draw: int) -> int:
+    """The seed of an attack's `draw`-th draw on the data set's image `index`."""
+    return ((settings.seed * 1_000_003 + index) * 10_007 + draw) % SEED_LIMIT

@@ -18,7 +18,7 @@ highest loss.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -61,7 +61,7 @@ def aware(defense: Defense, x: Tensor, y: Tensor, settings: AttackSettings, firs
     Raises:
         ValueError: the purifier has nothing that this mode could go by; the message says what it lacks.
     """
-    surrogate = _surrogate(defense, settings)
+    surrogate = _surrogate(replace(defense, votes=1), settings)  # `eot` says how many draws a gradient is the mean of
     hunt = _Hunt(defense, x, y, settings, first)
     for target, restart in attempts(settings):
         hunt.attempt(surrogate, target, restart)
