@@ -125,9 +125,9 @@ class Card(_AnyCard):
 
     @property
     def robustness(self) -> float:
-        """The classifier's own measured accuracy under PGD, nothing purified; 0 where it wasn't measured."""
+        """The classifier's own accuracy under PGD, nothing purified, the lowest that was measured; 0 where none was."""
         found = [each.accuracy for each in self.measured if (each.purifier, each.attack) == ("none", "pgd")]
-        return max(found, default=0.0)
+        return min(found, default=0.0)
 
 
 class AddOnCard(_AnyCard):
