@@ -24,7 +24,7 @@ class Worst:
 
     again: for a defence that draws random numbers the lowest mean, over fresh seeds, of what adaptive attacks sent; None where
     nothing of the strongest one's mode was tried so.
-    alone: the bare classifier's accuracy under AutoAttack. passes: forward and backward ones of a clean image.
+    alone: the bare classifier's accuracy under AutoAttack, on these n images. passes: forward and backward ones of a clean image.
     """
 
     bench: Bench
@@ -98,8 +98,8 @@ def _worst_of_bench(bench: Bench, rows: Rows) -> list[Worst]:
     others = [n for purifier, n in images.items() if purifier != "none"]
     if "none" in images and others:  # others' results end at the images that the strongest attacks saw
         images["none"] = min(images["none"], max(others))
-    alone = min((cell.accuracy for cell in cells.get("none", []) if _is_autoattack(cell.attack)), default=None)
-    return [_worst(bench, purifier, mine, images[purifier], alone) for purifier, mine in cells.items()]
+    bare = [cell for cell in cells.get("none", []) if _is_autoattack(cell.attack)]
+    return [_worst(bench, purifier, mine, images[purifier], bare) for purifier, mine in cells.items()]
 
 
 def _is_autoattack(attack: AttackSettings) -> bool:
@@ -114,7 +114,7 @@ def _attacked(classifier: str, purifier: str, cells: Sequence[Cell]) -> bool:
     return any(cell.attack.aware for cell in cells)
 
 
-def _worst(bench: Bench, purifier: str, cells: Sequence[Cell], n: int, alone: float | None) -> Worst:
+def _worst(bench: Bench, purifier: str, cells: Sequence[Cell], n: int, bare: Sequence[Cell]) -> Worst:
     def under(kinds: Sequence[str]) -> float | None:
         mine = [cell for cell in cells if kind_of(cell.attack, bench.classifier) in kinds]
         return withstood(clean + mine) if mine else None
@@ -135,7 +135,7 @@ def _worst(bench: Bench, purifier: str, cells: Sequence[Cell], n: int, alone: fl
         n=n,
         strongest=strongest.attack.name,
         again=_again(aware),
-        alone=alone,
+        alone=min((withstood([first(cell, n)]) for cell in bare), default=None),
         passes=(spent[0], spent[1]) if spent and spent[0] is not None and spent[1] is not None else None,
     )
 

@@ -52,8 +52,15 @@ def _search() -> list[Result]:
 
 
 def _voted() -> list[Result]:
-    """Those of them that draw random numbers, by majority."""
+    """Defences that draw random numbers, by majority."""
     return read_results(sorted(RESULTS.glob("variants-votes-*.json")))
+
+
+def _beside_the_bare(results: list[Result]) -> list[Result]:
+    """These, and what their classifiers keep without any purifier."""
+    names = {result.classifier for result in results}
+    bare = (result.model_copy(update={"cells": tuple(result.of("none"))}) for result in _shipped())
+    return [*results, *(result for result in bare if result.cells and result.classifier in names)]
 
 
 def _variants(name: str) -> Callable[[], str]:
@@ -84,9 +91,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "random-legend": lambda: details.RANDOM,
     "suspicion-legend": lambda: details.SUSPICION,
     "random": lambda: details.random_defences(_shipped()),
-    "search": lambda: overall.overall(_search()),
-    "search-votes": lambda: overall.overall(_voted()),
-    "search-votes-random": lambda: details.random_defences(_voted()),
+    "search": lambda: overall.overall(_beside_the_bare(_search())),
+    "votes": lambda: overall.overall(_beside_the_bare(_voted())),
+    "votes-random": lambda: details.random_defences(_voted()),
     "search-random": lambda: details.random_defences(_search()),
     "cifar10": lambda: soap.white_box(_shipped(), "cifar10"),
     "mnist": lambda: soap.white_box(_shipped(), "mnist"),

@@ -128,7 +128,9 @@ def test_without_a_classifier_the_most_robust_one_is_meant(zoo: Path, addon: Mak
     addon("shift", beside="b", protects="model")
     addon("bound", beside="b")
     for name, accuracies in (("a", (0.4, 0.5)), ("b", (0.1, 0.9))):  # of several measurements the lowest counts
-        measured = [Measurement(attack="pgd", purifier="none", accuracy=each, n=1000, detail="x") for each in accuracies]
+        measured = [
+            Measurement(attack="pgd", purifier="none", accuracy=each, n=1000, detail="x") for each in accuracies
+        ]
         write_card(zoo / name, read_card(zoo / name).model_copy(update={"measured": tuple(measured)}))
     catalog = Catalog.open([zoo])
     assert catalog.resolve("mnist", "shift").classifier == "a"

@@ -41,6 +41,12 @@ def test_a_sweep_on_fewer_images_cuts_nothing(results):
     assert (found.worst, found.n) == (0.75, 4)
 
 
+def test_the_bare_classifier_is_told_on_as_many_images(results):
+    bare = cell("none", "autoattack", "1000", attack="standard")
+    found = worst_of(read_results([results("a.json", bare, cell("p", "none", "11"), cell("p", "bpda", "11"))]))
+    assert {each.purifier: each.alone for each in found} == {"p": 0.5, "none": 0.5}
+
+
 @pytest.mark.parametrize(
     ("cells", "listed"),
     [

@@ -15,13 +15,13 @@ said). An empty cell: nothing of the kind was measured.
 - **clean**: without an attack.
 - **blind**: attacks on the classifier alone, by who doesn't know of the purifier. **transfer**: those made on other classifiers.
 - **adaptive**: attacks by gradient that know the whole defence; for `none`, where the classifier is the defence, those on the
-  classifier. **queries**: by its answers alone (Square, RayS, substitutes).
+  classifier. **queries**: by its answers alone (200 queries an image each of Square and RayS; substitutes).
 - **worst**: under all of these, on the first n images, which were in all of them, with Wilson's 95 % interval. The columns
   before it are on all the images that they have (with the shipped plans 1000 where nobody knows the purifier), so one of them
   can lie a little below **worst**. **strongest** is the one attack that left least.
 - A defence that draws random numbers was asked again and again during an adaptive attack, and counts as broken if one answer
   was wrong. *Again*: what was sent then, tried with fresh seeds, their mean; the least over the attacks.
-- **alone**: the bare classifier under AutoAttack. **paper**: the best claim of the paper with its mode, on the network that it
+- **alone**: the bare classifier under AutoAttack, on these n images. **paper**: the best claim of the paper with its mode, on the network that it
   names.
 - **passes**: forward + backward ones that a clean image costs."""
 
