@@ -122,9 +122,11 @@ def _show(axis: Any, image: Tensor, read: tuple[str, bool] | None) -> None:
 
 def _caption(choice: Choice, factor: int) -> str:
     helps, fails = (", ".join(map(str, part)) for part in (choice.helps, choice.fails))
-    enlarged = f"; changes {factor} times enlarged" if factor > 1 else ""
+    enlarged = (
+        f"changes {factor} times enlarged" if factor > 1 else "changes as they are: larger they would be off the scale"
+    )
     return (
-        f"{choice.model} / {choice.classifier}: what an attack and `{choice.purifier}` make of single images (SOAP's Fig. 4"
+        f"{choice.model} / {choice.classifier}: what an attack and `{choice.purifier}` make of single images (SOAP's Fig. 4; "
         f"{enlarged}). {pgd(choice.model).text()}, on the classifier alone. Chosen by hand: test images {helps}, where "
         f"purification helps, and {fails}, where it doesn't (evenly grey: left alone); how often either happens is in the tables."
     )

@@ -21,8 +21,8 @@ said). An empty cell: nothing of the kind was measured.
   can lie a little below **worst**. **strongest** is the one attack that left least.
 - A defence that draws random numbers was asked again and again during an adaptive attack, and counts as broken if one answer
   was wrong. *Again*: what was sent then, tried with fresh seeds, their mean; the least over the attacks.
-- **alone**: the bare classifier under AutoAttack, on these n images. **paper**: the best claim of the paper with its mode, on the network that it
-  names.
+- **alone**: the bare classifier under AutoAttack, on these n images. **paper**: the best claim of the paper with its mode, on the
+  network that it names.
 - **passes**: forward + backward ones that a clean image costs."""
 
 LONG = ("model", "classifier", "purifier", "clean", "blind", "transfer", "adaptive", "queries", "worst", "95 %", "n")
