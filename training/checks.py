@@ -156,9 +156,14 @@ def _without_eot(purifier: str, cells: Sequence[Cell]) -> Iterable[Flaw]:
     """What is random must have been attacked in the mean of its draws."""
     aware = [cell for cell in cells if cell.redrawn and cell.attack.aware]
     climbed = [cell for cell in aware if cell.attack.mode not in BY_QUERIES]
-    if climbed and all(cell.attack.eot == 1 for cell in climbed):
-        told = "its answers are random, and no gradient was the mean of several draws (eot)"
+    if climbed and not any(_averaged(cell) for cell in climbed):
+        told = "its answers are random, and no gradient at them was the mean of several draws (eot)"
         yield Flaw("randomness-without-eot", purifier, told)
+
+
+def _averaged(cell: Cell) -> bool:
+    """Whether its gradients are means of the purifier's answers. The views that it draws are none."""
+    return cell.attack.eot > 1 and cell.attack.mode in PURIFYING
 
 
 def _flagged_by_autoattack(purifier: str, cells: Sequence[Cell]) -> Iterable[Flaw]:
@@ -166,7 +171,7 @@ def _flagged_by_autoattack(purifier: str, cells: Sequence[Cell]) -> Iterable[Fla
     own = [cell for cell in cells if _on(purifier, cell)]
     answered = {
         "dynamic defense": any(cell.attack.mode in PURIFYING for cell in own),
-        "randomized defense": any(cell.attack.eot > 1 for cell in own),
+        "randomized defense": any(_averaged(cell) for cell in own),
         # Its images are compared with those of gradients, `_square_beats_gradients`.
         SQUARE_FOUND: all(any(rival.n >= cell.n for rival in _rivals(cell, own)) for cell in own if _by_square(cell)),
     }

@@ -20,7 +20,7 @@ from torch import Tensor
 from models.augment import DRAWS, Views
 from models.classifiers import Classifier
 from models.networks.reverse import ContrastiveHead, contrastive_loss
-from models.purifiers.base import Material, Purifier, register
+from models.purifiers.base import Material, Purifier, one_each, register
 from models.purifiers.descending import DescentPurifier, Description, settings_of
 from models.purifiers.descent import DescentSettings, Evaluation, Selection
 from models.rounding import by_rows
@@ -55,13 +55,12 @@ class Contrast:
 
     def drawn(self, t: int, seeds: Sequence[int]) -> Callable[[Tensor], Evaluation]:
         """The objective of N images with step t's views of their seeds."""
-        uniform = torch.cat([_uniform(seed, t, self.views) for seed in seeds])
+        uniform = self._uniform(t, seeds)
         return lambda x: Evaluation(self.loss(x, uniform.to(x.device)), lambda: self.logits(x.detach()))
 
     def loss(self, x: Tensor, uniform: Tensor) -> Tensor:
         """Eq. (4) of each image. (N, 3, H, W) in [0, 1], (N V, DRAWS) in [0, 1) -> (N,), each >= 0."""
-        repeated = x[:, None].expand(-1, self.views, -1, -1, -1).flatten(0, 1)
-        features = self.classifier.features(Views.drawn(uniform).of(repeated))
+        features = self.classifier.features(self._seen(x, uniform))
         return by_rows(self._of_features, features.unflatten(0, (len(x), self.views)), _ROWS)
 
     def _of_features(self, rows: Tensor) -> Tensor:
@@ -69,9 +68,23 @@ class Contrast:
         z = self.head(rows.unflatten(1, (self.views, -1)))  # (N, V, D)
         return contrastive_loss(z @ z.mT, z @ self._negatives, self.temperature)
 
+    def view_logits(self, x: Tensor, seeds: Sequence[int]) -> Tensor:
+        """The class logits of step 0's views of their seeds. (N, 3, H, W) -> (V, N, K)."""
+        each = self.logits(self._seen(x, self._uniform(0, seeds).to(x.device)))  # (N V, K)
+        logits: Tensor = each.unflatten(0, (len(x), self.views)).transpose(0, 1)
+        return logits
+
     def logits(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) -> (N, K)."""
         return self.classifier(x)  # type: ignore[no-any-return]
+
+    def _uniform(self, t: int, seeds: Sequence[int]) -> Tensor:
+        """What decides step t's views of N images. -> (N V, DRAWS) in [0, 1)."""
+        return torch.cat([_uniform(seed, t, self.views) for seed in seeds])
+
+    def _seen(self, x: Tensor, uniform: Tensor) -> Tensor:
+        """All views, image by image. (N, 3, H, W), (N V, DRAWS) -> (N V, 3, H, W)."""
+        return Views.drawn(uniform).of(x[:, None].expand(-1, self.views, -1, -1, -1).flatten(0, 1))
 
 
 def _uniform(seed: int, t: int, views: int) -> Tensor:
@@ -81,10 +94,25 @@ def _uniform(seed: int, t: int, views: int) -> Tensor:
     return torch.rand(views, DRAWS, generator=generator)
 
 
+class Reverse(DescentPurifier[Contrast]):
+    """Alg. 1: Eq. (4) on the shared descent."""
+
+    def view_logits(self, x: Tensor, seeds: Sequence[int] | None = None) -> Tensor:
+        """Class logits of the random views of an incoming image, differentiable. (N, C, H, W) -> (V, N, K).
+
+        They are those of step 0, whose loss `objective` has for the same seeds. No step's views are likelier than another's,
+        so fresh seeds are all that an attacker needs to see others.
+
+        Raises:
+            ValueError: no seeds, or not one for each image.
+        """
+        return self._objective.view_logits(x, one_each(x, seeds))
+
+
 @register("reverse")
 def reverse(material: Material) -> Purifier:
     """Reverse, Alg. 1."""
     summary = "descends the contrastive loss of random views of the image against a fixed bank of negatives"
     settings, head = settings_of(ReverseSettings, material), material.own_network(ContrastiveHead)
     objective = Contrast(material.classifier, head, settings.views, settings.temperature)
-    return DescentPurifier(Description("reverse", PAPER, summary), objective, settings, material.calibration)
+    return Reverse(Description("reverse", PAPER, summary), objective, settings, material.calibration)

@@ -17,6 +17,7 @@ What the paper leaves open or contradicts, and what we chose:
 - "Skip" and "view averaging" are ours.
 """
 
+from collections.abc import Sequence
 from typing import Literal, Protocol
 
 import torch
@@ -200,8 +201,11 @@ class LabelConsistencySettings(DescentSettings):
 class Soap(DescentPurifier[SoapObjective]):
     """One of SOAP's objectives on the shared descent."""
 
-    def view_logits(self, x: Tensor) -> Tensor:
-        """Class logits of every view that the objective compares, differentiable. (N, C, H, W) -> (V, N, K)."""
+    def view_logits(self, x: Tensor, seeds: Sequence[int] | None = None) -> Tensor:
+        """Class logits of every view that the objective compares, differentiable. (N, C, H, W) -> (V, N, K).
+
+        They are the same whatever the `seeds`, which are there for purifiers that draw their views.
+        """
         return self._objective.view_logits(x)
 
 

@@ -119,9 +119,31 @@ def test_the_objective_of_an_incoming_image_is_that_of_its_seed(purifier) -> Non
     assert made.info.random
 
 
+def test_the_logits_of_views_are_those_of_the_views_that_the_objective_compares(purifier, classifier) -> None:
+    made, x, seen = purifier(), images().requires_grad_(), []
+    hook = classifier.normalization.register_forward_hook(lambda _, given, __: seen.append(given[0].detach()))
+    made.objective(x.detach(), [4, 5, 6])
+    hook.remove()
+    logits = made.view_logits(x, [4, 5, 6])
+    assert logits.shape == (4, 3, 10)
+    for i in range(3):
+        assert torch.allclose(logits[:, i], classifier(seen[0][4 * i : 4 * i + 4]), atol=1e-5)
+    gradient = torch.autograd.grad(logits[:, 1].square().sum(), x)[0]
+    assert (gradient.abs().amax(dim=(1, 2, 3)) > 0).tolist() == [False, True, False]
+
+
+def test_views_are_those_of_each_images_seed(purifier) -> None:
+    made, x = purifier(), images(1).expand(3, -1, -1, -1)
+    one, other, same = made.view_logits(x, [4, 5, 4]).unbind(1)
+    assert torch.allclose(one, same, atol=1e-5)
+    assert not torch.allclose(one, other, atol=1e-3)
+    assert not torch.allclose(one[0], one[1], atol=1e-3)
+
+
 def test_seeds_are_asked_for(purifier) -> None:
-    with pytest.raises(ValueError, match="needs a seed for each of 3 images; got none"):
-        purifier().purify(images())
+    for ask in (purifier().purify, purifier().view_logits):
+        with pytest.raises(ValueError, match="needs a seed for each of 3 images; got none"):
+            ask(images())
 
 
 def test_a_missing_head_is_named(classifier) -> None:

@@ -120,7 +120,7 @@ RESULTS = {
         [cell("p", "bpda", 90), cell("p", "square", 88)],
     ),
     "randomness-without-eot": (
-        [cell("p", "bpda", 50, fresh=0.5)],
+        [cell("p", "bpda", 50, fresh=0.5), cell("p", "two-view", 50, fresh=0.5, eot=10)],
         [cell("p", "bpda", 50, fresh=0.5), cell("p", "bpda", 50, fresh=0.5, eot=10, steps=10)],
     ),
     "autoattack-flag": (
@@ -258,6 +258,7 @@ SQUARE = "Square Attack has decreased the robust accuracy of 3.12%."
     [
         (ZERO, [cell("p", "bpda", 50), cell("p", "square", 50)], 1),
         (RANDOM, [cell("p", "bpda", 50)], 1),
+        (RANDOM, [cell("p", "two-view", 50, eot=10)], 1),
         (RANDOM, [cell("p", "bpda", 50, eot=10)], 0),
         (SQUARE, [cell("p", "bpda", 50)], 0),
         (SQUARE, [cell("p", "bpda", "0" * 50 + "1" * 30)], 1),  # nothing is known of the last 20

@@ -1,7 +1,7 @@
 """Attackers who know the defence and climb a gradient: of what, is the mode. All ask the whole defence, as it is served.
 
-- `two-view`: the summed loss of every view that the purifier compares. No purifier in the loop, hence cheap; against label
-  consistency it is the strongest attack known to us.
+- `two-view`: the summed loss of every view that the purifier compares, where they are random of fresh ones for each gradient.
+  No purifier in the loop, hence cheap; against label consistency it is the strongest attack known to us.
 - `joint`: the classifier's loss and the purifier's own against it: SOAP Eq. (9), AID Eq. (2), Reverse Eq. (8), the papers'
   "auxiliary-aware" attack. No purifier in the loop either.
 - `bpda`: identity-BPDA (Athalye et al., ICML 2018): the gradient at the *purified* point, as if the purifier were the identity.
@@ -11,10 +11,10 @@
 - `unrolled`: the same through every step of a descent (SOAP, AID, Reverse), with a surrogate for the sign, or through the
   first `followed` steps alone, which is cheaper and has a smoother gradient (Lee, Kim, ICCV 2023).
 
-`eot` draws of what is random are averaged in each gradient (Athalye et al.). An attack succeeds on an image as soon as *any*
-iterate that it asks about, the image itself among them, is misclassified: that one it sends, and leaves the image alone. Against
-a random defence it goes on to the last step, and sends what it has then. Modes that ask seldom end with APGD's image of the
-highest loss.
+`eot` draws of what is random are averaged in each gradient (Athalye et al.); `joint` has a single one. An attack succeeds on an
+image as soon as *any* iterate that it asks about, the image itself among them, is misclassified: that one it sends, and leaves
+the image alone. Against a random defence it goes on to the last step, and sends what it has then. Modes that ask seldom end with
+APGD's image of the highest loss.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,6 +27,7 @@ from models.catalog import CHUNK, Defense
 from models.purifiers import Purifier
 from models.purifiers.chain import Chain
 from models.purifiers.descending import DescentPurifier
+from models.purifiers.descent import RandomObjective
 from training.attacks.ascent import Ascent, begin, drawn_start
 from training.attacks.asking import Asker, Survived
 from training.attacks.blind import attempts
@@ -147,7 +148,7 @@ def lacks(defense: Defense, settings: AttackSettings) -> str | None:
     purifier, info = defense.purifier, defense.info
     descends = isinstance(purifier, DescentPurifier)
     lacking: dict[Mode, str | None] = {
-        "two-view": None if hasattr(purifier, "view_logits") else "compares no views",
+        "two-view": _lacks_views(purifier, settings),
         "joint": None if judging(purifier) else "has no loss of its own",
         "bpda": None,
         "trajectory": None if descends else "makes no steps",
@@ -161,6 +162,13 @@ def lacks(defense: Defense, settings: AttackSettings) -> str | None:
     return lacking[settings.mode]
 
 
+def _lacks_views(purifier: Purifier, settings: AttackSettings) -> str | None:
+    if not hasattr(purifier, "view_logits"):
+        return "compares no views"
+    drawn = not isinstance(purifier, DescentPurifier) or isinstance(purifier.descended, RandomObjective)
+    return None if drawn or settings.eot == 1 else "compares the same views in every draw"  # random in its start alone
+
+
 def judging(purifier: Purifier) -> DescentPurifier | None:  # type: ignore[type-arg]
     """The purifier whose loss judges the incoming image: in a chain the first one, if it has any."""
     first = purifier.purifiers[0] if isinstance(purifier, Chain) else purifier
@@ -170,23 +178,24 @@ def judging(purifier: Purifier) -> DescentPurifier | None:  # type: ignore[type-
 def _two_view(defense: Defense, settings: AttackSettings) -> Surrogate:
     views = defense.purifier.view_logits  # type: ignore[attr-defined]
 
-    def loss(image: Tensor, follow: Criterion, look: Look) -> Tensor:
-        each = torch.stack([follow(logits) for logits in views(image)]).sum(0)
-        return each - _penalty(defense, settings, image, look)
+    def drawn(image: Tensor, follow: Criterion, look: Look, is_first: bool) -> Tensor:
+        seeds = look.seeds()  # of both terms: the purifier's own loss is that of these very views
+        each = torch.stack([follow(logits) for logits in views(image, seeds)]).sum(0)
+        return each - _penalty(defense, settings, image, seeds)
 
-    return loss
+    return _averaged(settings, drawn)
 
 
 def _joint(defense: Defense, settings: AttackSettings) -> Surrogate:
     def loss(image: Tensor, follow: Criterion, look: Look) -> Tensor:
-        return follow(defense.classifier(image)) - _penalty(defense, settings, image, look)  # SOAP Eq. (9)
+        return follow(defense.classifier(image)) - _penalty(defense, settings, image, look.seeds())  # SOAP Eq. (9)
 
     return loss
 
 
-def _penalty(defense: Defense, settings: AttackSettings, image: Tensor, look: Look) -> Tensor | float:
+def _penalty(defense: Defense, settings: AttackSettings, image: Tensor, seeds: list[int] | None) -> Tensor | float:
     purifier = judging(defense.purifier)
-    return settings.weight * purifier.objective(image, look.seeds()) if purifier and settings.weight else 0.0
+    return settings.weight * purifier.objective(image, seeds) if purifier and settings.weight else 0.0
 
 
 def _averaged(settings: AttackSettings, drawn: Callable[[Tensor, Criterion, Look, bool], Tensor]) -> Surrogate:

@@ -22,7 +22,7 @@ Mode = Literal[
 ]
 BLIND: tuple[Mode, ...] = ("static", "features", "foolbox", "autoattack")  # attacks on a classifier alone
 BY_GRADIENT: tuple[Mode, ...] = ("two-view", "joint", "bpda", "end-to-end", "unrolled", "trajectory")
-# Those with the purifier in the loop; they alone can average over its draws, `eot` of them.
+# Those with the purifier in the loop.
 PURIFYING: tuple[Mode, ...] = ("bpda", "end-to-end", "unrolled", "trajectory")
 BY_QUERIES: tuple[Mode, ...] = ("square", "decision", "substitute")  # they see the defence's answers alone
 Norm = Literal["linf", "l2"]
@@ -32,7 +32,7 @@ READ_BY: dict[str, tuple[Mode, ...]] = {
     "targets": ("static", *BY_GRADIENT),
     "weight": ("joint", "two-view"),
     "followed": ("trajectory", "unrolled"),
-    "eot": PURIFYING,
+    "eot": (*PURIFYING, "two-view"),  # they can average over the purifier's draws, so many of them
 }
 
 

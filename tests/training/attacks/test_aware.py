@@ -82,7 +82,7 @@ def test_without_weight_joint_is_pgd_on_the_classifier_asked_behind_the_purifier
 @pytest.mark.parametrize("mode", ["joint", "two-view"])
 def test_the_weight_takes_the_purifiers_own_loss_away_as_eq_9_does(mode):
     made = purifier(Towards(0.9, defense().purifier.logits))
-    made.view_logits = lambda x: defense().purifier.logits(x)[None]
+    made.view_logits = lambda x, seeds: defense().purifier.logits(x)[None]
     ends = [
         float(knowing(behind(made), images(0.7, 1), HIGH[:1], attack(mode, weight=weight)).image.mean())
         for weight in (-10, 0, 10)
@@ -94,7 +94,9 @@ def test_the_weight_takes_the_purifiers_own_loss_away_as_eq_9_does(mode):
 
 def test_two_view_climbs_the_sum_over_the_views_and_ends_with_the_highest():
     toy = Toy(logits=lambda x: torch.eye(2)[torch.ones(len(x), dtype=torch.long)])  # never wrong
-    toy.view_logits = lambda x: torch.stack([torch.sin(170 * x).flatten(1), 3 * torch.cos(130 * x).flatten(1)])
+    toy.view_logits = lambda x, seeds=None: torch.stack(
+        [torch.sin(170 * x).flatten(1), 3 * torch.cos(130 * x).flatten(1)]
+    )
     settings, x = attack("two-view", algorithm="apgd", steps=15), drawn(12)
     labels = HIGH[:1].expand(12)
 
@@ -162,6 +164,42 @@ def test_a_gradient_of_several_draws_is_their_mean_and_costs_so_many_purificatio
     assert len(looks) == len(set(looks)) == {"bpda": 4 + 1, "end-to-end": 4 + 2}[mode]
     expected = sum(pull(by_seed(x, [seed]), torch.tensor([0])) for seed in taken)
     assert torch.allclose(found.image, x + 0.01 * direction(expected), atol=1e-6)
+
+
+def test_random_views_are_fresh_in_each_of_the_draws_that_a_gradient_is_the_mean_of():
+    toy, x, seen = Toy(random=True), drawn(2), []
+
+    def views(x, seeds):
+        seen.append(seeds)
+        return torch.stack([bent(by_seed(x, seeds)), bent(by_seed(x, [seed + 7 for seed in seeds]))])
+
+    toy.view_logits, labels = views, HIGH[:2]
+    found = knowing(behind(toy), x, labels, attack("two-view", eot=3, norm="l2", step_size=0.01))
+    seeds_of_all = [seed for seeds in (*seen, *(seeds for _, seeds in toy.asked)) for seed in seeds]
+    assert len(seen) == 3
+    assert len(toy.asked) == 2  # the defence itself, before and after
+    assert len(set(seeds_of_all)) == len(seeds_of_all)
+    leaf = x.clone().requires_grad_()
+    both = sum(F.cross_entropy(view, labels, reduction="sum") for seeds in tuple(seen) for view in views(leaf, seeds))
+    expected = torch.autograd.grad(both, leaf)[0]
+    assert torch.allclose(found.image, x + 0.01 * direction(expected), atol=1e-6)
+
+
+def test_the_loss_that_a_weight_takes_from_random_views_is_that_of_these_views(monkeypatch):
+    protected, asked = Case("reverse", "min-aux").defense(), []
+
+    def spy(name):
+        inner = getattr(protected.purifier, name)
+        monkeypatch.setattr(
+            protected.purifier, name, lambda x, seeds: (asked.append((name, tuple(seeds))), inner(x, seeds))[1]
+        )
+
+    spy("view_logits")
+    spy("objective")
+    knowing(protected, toy_images(protected.card, n=2), HIGH[:2], attack("two-view", weight=0.5, steps=2, eot=2))
+    assert [name for name, _ in asked] == ["view_logits", "objective"] * 4
+    assert [seeds for _, seeds in asked[::2]] == [seeds for _, seeds in asked[1::2]]
+    assert len({seeds for _, seeds in asked}) == 4
 
 
 def test_a_random_defence_is_not_left_alone_after_one_lucky_draw():
@@ -238,7 +276,7 @@ MODES = {
     ("none", "plain"): set(),
     ("nrp", "dynamic"): GENERATES,
     ("pix2pix", "plain"): GENERATES,
-    ("reverse", "min-aux"): DESCENDS,
+    ("reverse", "min-aux"): DESCENDS | {"two-view"},
     ("soap-dr", "fcn"): DESCENDS | {"two-view"},
     ("soap-lc", "skip"): DESCENDS | {"two-view"},
     ("soap-rp", "odd"): DESCENDS | {"two-view"},
@@ -255,7 +293,7 @@ def test_every_mode_that_applies_runs_and_stays_in_its_ball(kind, label):
     x, ran = toy_images(found.card, n=2), set()
     labels, draws = found.purify(x, seeds=range(2)).logits.argmax(1), 2 if found.info.random else 1
     for mode in BY_GRADIENT:
-        settings = attack(mode, epsilon=0.02, step_size=0.03, eot=1 if mode in ("two-view", "joint") else draws)
+        settings = attack(mode, epsilon=0.02, step_size=0.03, eot=1 if mode == "joint" else draws)
         if applies(found, settings):
             ran.add(mode)
             moved = (knowing(found, x, labels, settings).image - x).abs().amax()
@@ -282,9 +320,18 @@ def test_what_a_mode_lacks_is_said(mode, fields, reason):
         knowing(plain, images(0.5), HIGH, settings)
 
 
+def test_views_are_averaged_only_where_they_are_drawn():
+    averaged = attack("two-view", eot=2)
+    assert lacks(Case("reverse", "min-aux").defense(), averaged) is None
+    from_its_start_alone = Case("soap-lc", "random").defense()
+    assert lacks(from_its_start_alone, averaged) == "compares the same views in every draw"
+    assert lacks(from_its_start_alone, attack("two-view")) is None
+    assert lacks(Case("aid", "random").defense(), averaged) == "compares no views"
+
+
 def test_a_weight_needs_a_loss_to_weigh():
     toy = Toy()
-    toy.view_logits = lambda x: bent(x)[None]
+    toy.view_logits = lambda x, seeds: bent(x)[None]
     assert applies(behind(toy), attack("two-view"))
     assert lacks(behind(toy), attack("two-view", weight=1.0)) == "has no loss of its own"
 
