@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from models.catalog import Defense
 from training.attacks import BLIND, BY_QUERIES, PURIFYING, AttackSettings, Mode, knowing
+from training.attacks.asking import Asker
 from training.attacks.aware import gradient_path, lacks
 from training.evaluate import Cell
 
@@ -24,6 +25,12 @@ PROBED = 32  # images
 MODES: tuple[Mode, ...] = ("two-view", "bpda", "end-to-end", "trajectory", "unrolled")
 CHANCE = 0.25  # of ten classes, with room for what 32 images leave to luck
 SIGMAS = 3.0
+# Greatest first, about 64/255, 16/255 and 4/255 after it. Two steps of the same size would be no other attack, since each
+# step is asked about.
+EFFORTS_TRIED = (
+    *({"epsilon": budget, "step_size": budget / 4, "steps": 10} for budget in (1.0, 1 / 4, 1 / 16, 1 / 64)),
+    {"epsilon": 1.0, "step_size": 1 / 8, "steps": 2},
+)
 SQUARE_FOUND = "Square Attack has decreased"  # AutoAttack's flag
 MORE_BY_SEARCH = 0.02  # AutoAttack itself warns from 0.002 on, of the 1000 images and more that it is used with
 
@@ -56,9 +63,14 @@ def _rises(purifier: str, cells: Sequence[Cell]) -> Iterable[Flaw]:
     attacked = [
         cell for cell in cells if _on(purifier, cell) and cell.attack.steps != 1 and cell.attack.mode != "foolbox"
     ]
-    for less, more in permutations(attacked, 2):
-        if _does_more(less.attack, more.attack) and _more_right(more.outcomes, less.outcomes):
-            told = f"{more.attack.text()} leaves {more.accuracy:.1%} right, {less.attack.text()} {less.accuracy:.1%}"
+    return _risen(purifier, [(cell.attack, cell.outcomes) for cell in attacked])
+
+
+def _risen(purifier: str, tried: Sequence[tuple[AttackSettings, str]]) -> Iterable[Flaw]:
+    """tried: attacks and the outcomes of the same images."""
+    for (less, before), (more, after) in permutations(tried, 2):
+        if _does_more(less, more) and _more_right(after, before):
+            told = f"{more.text()} leaves {_share(after):.1%} right, {less.text()} {_share(before):.1%}"
             yield Flaw("rises-with-effort", purifier, told)
 
 
@@ -186,7 +198,7 @@ def of_defense(defense: Defense, x: Tensor, y: Tensor) -> list[Flaw]:
     """Flaws that a few attacks of the defence itself show. x: (N, C, H, W) in [0, 1]; y: (N,); the first 32 are looked at."""
     x, y = x[:PROBED], y[:PROBED]
     found = [*_probabilities(defense, x), *_zero_gradient(defense, x, y), *_zero_budget(defense, x, y)]
-    return [*found, *_unbounded(defense, x, y)]
+    return [*found, *_unbounded(defense, x, y), *_rises_when_tried(defense, x, y)]
 
 
 def _probabilities(defense: Defense, x: Tensor) -> Iterable[Flaw]:
@@ -213,10 +225,11 @@ def _modes(defense: Defense, **settings: float) -> list[AttackSettings]:
 
 
 def _zero_budget(defense: Defense, x: Tensor, y: Tensor) -> Iterable[Flaw]:
-    if defense.info.random:  # every look draws anew
-        return
-    clean = defense.purify(x).logits.argmax(1) == y
-    for attack in _modes(defense, epsilon=0.0, step_size=1 / 255, steps=1):
+    # Every look at a random defence has seeds of its own, and no steps make one look.
+    attacks = _modes(defense, epsilon=0.0, step_size=1 / 255, steps=0 if defense.info.random else 1)
+    first_look = Asker(defense, attacks[0], 0, len(x))  # the seeds are the same in all modes
+    clean = first_look(x, torch.arange(len(x), device=x.device)).logits.argmax(1) == y
+    for attack in attacks:
         right = knowing(defense, x, y, attack).right
         if not torch.equal(right, clean):
             shares = [f"{float(each.float().mean()):.1%}" for each in (right, clean)]
@@ -233,3 +246,21 @@ def _unbounded(defense: Defense, x: Tensor, y: Tensor) -> Iterable[Flaw]:
     share = len(left) / len(x)
     if share > CHANCE:
         yield Flaw("unbounded", defense.name, f"an attacker who may do anything to an image leaves {share:.0%} right")
+
+
+def _rises_when_tried(defense: Defense, x: Tensor, y: Tensor) -> Iterable[Flaw]:
+    """What few plans hold: an attack beside the same one with a smaller budget, or with fewer steps.
+
+    Where the greatest effort works no lesser one leaves fewer images right, and most often its beginning on a third of them is
+    enough to see that.
+    """
+    few = max(1, len(x) // 3)
+    for greatest, *lesser in zip(*(_modes(defense, **effort) for effort in EFFORTS_TRIED), strict=True):
+        begun = greatest.model_copy(update={"steps": 3})
+        if _share(_tried(defense, x[:few], y[:few], begun)) > CHANCE:
+            found = [(effort, _tried(defense, x, y, effort)) for effort in (greatest, *lesser)]
+            yield from _risen(defense.name, found)
+
+
+def _tried(defense: Defense, x: Tensor, y: Tensor, attack: AttackSettings) -> str:
+    return "".join(str(int(right)) for right in knowing(defense, x, y, attack).right.tolist())

@@ -119,7 +119,9 @@ def evaluate(
             "with several votes -votes-VOTES."
         ),
     ] = None,
-    card: Annotated[bool, typer.Option("--card", help="Write the results into the checkpoint's card.")] = False,
+    card: Annotated[
+        bool, typer.Option("--card", help="Write results that can be believed into the checkpoint's card.")
+    ] = False,
     zoo: Zoo = None,
     data: Data = None,
     threads: Threads = None,
@@ -162,7 +164,7 @@ def evaluate(
             if any(cell.purifier == defense.name and cell.attack.aware for cell in cells)
             for flaw in checks.of_defense(defense, run.x, run.y)
         ]
-    if card:
+    if card and not flaws:
         told_so_far = Checkpoint.open(folder).card
         write_card(folder, cards.with_results(told_so_far, cards.files_with(told_so_far, file)))
     if as_json:
@@ -173,6 +175,8 @@ def evaluate(
     if flaws:
         typer.echo("these results can't be believed as they are, docs/checks.md says why:", err=True)
         typer.echo("\n".join(f"  {flaw}" for flaw in flaws), err=True)
+        if card:
+            typer.echo(f"so the card of {classifier} was left as it is", err=True)
         raise typer.Exit(1)
 
 

@@ -45,6 +45,7 @@ class Levels:
 
 X = torch.rand(64, 1, 2, 2, generator=torch.Generator().manual_seed(0))
 Y = (X.flatten(1).mean(1) > 0.5).long()
+NEAR, NEAR_Y = torch.full((32, 1, 2, 2), 0.501), torch.ones(32, dtype=torch.long)
 PGD = {"epsilon": 0.3, "step_size": 0.05, "steps": 20}
 
 
@@ -75,6 +76,41 @@ class Stubborn(Levels):
 
     def restored(self, x):
         return x
+
+
+class Annealed(Levels):
+    """Right where an image is far from the clean one, so that a small change fools it and a large one doesn't."""
+
+    def purify(self, x, seeds=None, wanted=None):
+        found, clean = self.inner.purify(x), NEAR[: len(x)]
+        far = (x - clean).flatten(1).abs().amax(1) > 3 / 255
+        right = 9 * torch.eye(2)[NEAR_Y[: len(x)]]
+        return Purified(**{**found.__dict__, "logits": torch.where(far[:, None], right, found.logits)})
+
+    def restored(self, x):
+        return x
+
+
+class Unseeded(Levels):
+    """Draws from a generator of its own, whatever the seeds."""
+
+    def __init__(self, inner):
+        super().__init__(inner)
+        self.info, self.generator = replace(self.info, random=True), torch.Generator().manual_seed(0)
+
+    def noise(self, x, seeds):
+        return torch.randn(x.shape, generator=self.generator)
+
+    def purify(self, x, seeds=None, wanted=None):
+        return self.inner.purify((x + 0.3 * self.noise(x, seeds)).clamp(0, 1))
+
+    def restored(self, x, seeds=None):
+        return x
+
+
+class Seeded(Unseeded):
+    def noise(self, x, seeds):
+        return torch.stack([torch.randn(x.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
 def behind(purifier):
@@ -148,7 +184,21 @@ def test_every_flaw_is_found(code):
 
 
 def test_an_honest_network_has_no_flaw():
-    assert checks.of_defense(defense(), X, Y) == []
+    assert checks.of_defense(defense(), X, Y) == checks.of_defense(defense(), X[:1], Y[:1]) == []
+
+
+def test_what_is_right_once_it_is_attacked_enough_is_found_by_trying():
+    flaws = checks.of_defense(behind(Annealed), NEAR, NEAR_Y)
+    told = [flaw.text for flaw in flaws if flaw.code == "rises-with-effort"]
+    assert "bpda: 10 steps of 0.25, epsilon 1 leaves 100.0% right, " in told[0]
+    assert "10 steps of 0.003906, epsilon 0.01562 0.0%" in told[0]
+    assert checks.of_defense(defense(), NEAR, NEAR_Y) == []
+
+
+@pytest.mark.parametrize("votes", [1, 3])
+def test_a_random_defence_answers_alike_to_the_same_seeds(votes):
+    assert "zero-budget" in codes(checks.of_defense(behind(Unseeded).voting(votes), X, Y))
+    assert "zero-budget" not in codes(checks.of_defense(behind(Seeded).voting(votes), X, Y))
 
 
 def test_attacks_on_a_bare_classifier_know_it():

@@ -6,6 +6,7 @@ leaves no gradient. Plain AutoAttack finds nothing but the images that it starte
 """
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 from typer.testing import CliRunner
 
 from models.catalog import Catalog
-from models.checkpoint import save_checkpoint
+from models.checkpoint import read_card, save_checkpoint
 from models.classifiers import Classifier
 from models.classifiers.base import ARCHITECTURES
 from models.purifiers.base import PURIFIERS, build_purifier
@@ -110,22 +111,27 @@ def folder(tmp_path_factory):
 
 def evaluated(folder, out, attacks, *purifiers):
     """What the command says of a plan of these attacks: the exit status, the defences' worst cases, the flaws."""
+    result = asked(folder, out, attacks, *(f"--purifier={name}" for name in purifiers))
+    flaws = {tuple(line.strip().split(": ")[:2]) for line in result.stderr.splitlines() if line.startswith("  ")}
+    return result.exit_code, {worst.purifier: worst for worst in worst_of(read_results([out / "r.json"]))}, flaws
+
+
+def asked(folder, out, attacks, *options):
+    """The command, run on a plan of these attacks."""
     shared = f'epsilon = "budget"\nstep_size = "budget / 4"\nsteps = {STEPS}\n'
     told = "".join(f'[[attacks]]\nname = "{name}"\n{text}' + shared for name, text in attacks.items())
     (out / "plan.toml").write_text(
         'n = 16\nadaptive_n = 16\nredraws = 2\n[[attacks]]\nname = "none"\nmode = "none"\n' + told
     )
-    options = {
+    given = {
         "model": "toy",
         "zoo": folder / "zoo",
         "data": folder / "data",
         "plan": out / "plan.toml",
         "epsilon": EPSILON,
     }
-    given = [f"--{name}={value}" for name, value in {**options, "out": out / "r.json", "threads": 1}.items()]
-    result = CliRunner().invoke(cli.app, ["evaluate", "toy", *given, *(f"--purifier={name}" for name in purifiers)])
-    flaws = {tuple(line.strip().split(": ")[:2]) for line in result.stderr.splitlines() if line.startswith("  ")}
-    return result.exit_code, {worst.purifier: worst for worst in worst_of(read_results([out / "r.json"]))}, flaws
+    told = [f"--{name}={value}" for name, value in {**given, "out": out / "r.json", "threads": 1}.items()]
+    return CliRunner().invoke(cli.app, ["evaluate", "toy", *told, *options])
 
 
 STEPS = 10  # of Square too: its queries
@@ -178,3 +184,16 @@ def test_what_is_random_must_be_attacked_in_the_mean_of_its_draws(folder, tmp_pa
     (tmp_path / "again").mkdir()
     averaged = {"bpda": PAST, "bpda-eot": AVERAGED}
     assert evaluated(folder, tmp_path / "again", averaged, "random")[::2] == (0, set())
+
+
+def test_a_card_tells_nothing_that_cannot_be_believed(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "copy")
+    card = tmp_path / "copy" / "zoo" / "card.json"
+    before = card.read_text()
+    refused = asked(tmp_path / "copy", tmp_path, {"end-to-end": THROUGH}, "--purifier=rounded", "--card")
+    assert (refused.exit_code, card.read_text()) == (1, before)
+    assert refused.stderr.endswith("\nso the card of toy was left as it is\n")
+    (tmp_path / "again").mkdir()
+    taken = asked(tmp_path / "copy", tmp_path / "again", {"bpda": PAST}, "--purifier=soap", "--card")
+    assert (taken.exit_code, "left as it is" in taken.stderr) == (0, False)
+    assert {each.purifier for each in read_card(card.parent).measured} == {"soap"}
