@@ -17,9 +17,6 @@ from torch import nn
 # By what PyTorch calls the processor's instructions: the module that setuptools makes, and the floats of a vector.
 VARIANTS = {"AVX512": ("models._convolutions_avx512", 16), "AVX2": ("models._convolutions_avx2", 8)}
 
-# Beyond this they don't stay in the caches, for Winograd's algorithm four times as many, and oneDNN is as quick or quicker.
-_MOST_WEIGHTS = 9 * 192 * 192
-
 
 @dataclass(frozen=True)
 class Compiled:
@@ -57,9 +54,9 @@ def told() -> str:
 
 
 def suits(layer: nn.Conv2d) -> bool:
-    """Whether it is of a kind that ours compute: float32, not dilated, one group, not too many weights."""
+    """Whether it is of a kind that ours compute: float32, not dilated, one group."""
     plain = (layer.dilation, layer.groups, layer.padding_mode) == ((1, 1), 1, "zeros")
-    return available() and plain and layer.weight.dtype == torch.float32 and layer.weight.numel() <= _MOST_WEIGHTS
+    return available() and plain and layer.weight.dtype == torch.float32
 
 
 LIBRARY = torch.library.Library("unperturb", "DEF")

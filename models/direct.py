@@ -19,6 +19,7 @@ from models.program import Kernel, Kind, applied, misfit
 
 _FEW = 4  # channels that are summed at once where they don't fill a vector
 _LARGEST = 7  # kernel
+_MOST_WEIGHTS = 9 * 192 * 192  # beyond this they don't stay in the caches, and oneDNN is as quick or quicker
 _ROWS = 64  # of a matrix at a time; fewer read the weights more often than they need
 
 
@@ -38,7 +39,7 @@ def fits(layer: nn.Conv2d | nn.Linear) -> bool:
     """Whether a layer is one of these: square, channels that fill the processor's vectors, on one side four at most."""
     if isinstance(layer, nn.Linear):
         return fits(as_convolution(layer))
-    if not compiled.suits(layer) or layer.kernel_size[0] > _LARGEST:
+    if not compiled.suits(layer) or layer.kernel_size[0] > _LARGEST or layer.weight.numel() > _MOST_WEIGHTS:
         return False
     alike = all(len(set(pair)) == 1 for pair in (layer.kernel_size, layer.stride, layer.padding))
     few, many = sorted((layer.in_channels, layer.out_channels))

@@ -25,11 +25,17 @@ _G = (
 _TILES, _ROWS = 24, 12  # as in models/winograd.cpp: fewer at a time read the weights more often than they need
 
 
+# Beyond this nobody has measured it; there are four times as many once they are transformed.
+_MOST_WEIGHTS = 9 * 512 * 512
+
+
 def fits(layer: nn.Conv2d) -> bool:
-    """Whether a layer is one of these, with channels that fill the processor's vectors."""
+    """Whether a layer is one of these, with channels that fill the processor's vectors, and not too many weights."""
     code = compiled.loaded()
     shape = (layer.kernel_size, layer.stride, layer.padding)
     if code is None or not compiled.suits(layer) or shape != ((3, 3), (1, 1), (1, 1)):
+        return False
+    if layer.weight.numel() > _MOST_WEIGHTS:
         return False
     return all(count % code.lanes == 0 for count in (layer.in_channels, layer.out_channels))
 

@@ -220,7 +220,8 @@ def test_images_in_another_layout_are_laid_out(call: Callable[..., Tensor]) -> N
         ({"kernel_size": (1, 3), "padding": (0, 1)}, False, False),
         ({"kernel_size": 5, "padding": 2}, False, True),
         ({"kernel_size": 9, "padding": 4}, False, False),
-        ({"in_channels": 256, "out_channels": 256}, False, False),
+        ({"in_channels": 256, "out_channels": 256}, True, False),
+        ({"in_channels": 512, "out_channels": 528}, False, False),
         ({"dtype": torch.bfloat16}, False, False),
     ],
 )
