@@ -49,7 +49,8 @@ def _multiplied(x: Sequence[int], weight: Sequence[int], *_: object, **__: objec
 
 def _by_winograd(x: Sequence[int], weight: Sequence[int], *_: object, out_shape: Sequence[int], **__: object) -> int:
     # As many as any other convolution's; it makes a quarter of them.
-    return _convolved(x, (weight[2], weight[1], 3, 3), out_shape=out_shape)
+    _, panels, channels, filters = weight
+    return _convolved(x, (panels * filters, channels, 3, 3), out_shape=out_shape)
 
 
 def _directly(

@@ -24,7 +24,6 @@ _G = (
 )
 _TILES, _ROWS = 24, 12  # as in models/winograd.cpp: fewer at a time read the weights more often than they need
 
-
 # Beyond this nobody has measured it; there are four times as many once they are transformed.
 _MOST_WEIGHTS = 9 * 512 * 512
 
