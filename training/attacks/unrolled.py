@@ -1,8 +1,9 @@
 """A descent's iterates as functions of the image, for attacks that go through its steps or past them.
 
 Through: what has no derivative gets one: the sign of a gradient passes on that of tanh(g / mean |g|) of its image, while its
-value stays the sign (a straight-through estimate). The gradient of a gradient is exact. The choice of the iterate is held fixed:
-it is that of the image as it is. Where a purifier chooses from a grid of budgets we follow the largest and take its best iterate.
+value stays the sign (a straight-through estimate). Clips keep their own: where the budget binds, the image's alone, and nothing
+where a pixel is at 0 or 1. The gradient of a gradient is exact. The choice of the iterate is held fixed: it is that of the image
+as it is. Where a purifier chooses from a grid of budgets we follow the largest and take its best iterate.
 """
 
 from collections.abc import Sequence
