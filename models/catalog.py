@@ -123,13 +123,10 @@ class Defense:
         Raises:
             ValueError: the purifier draws no random numbers, or there are no votes.
         """
-        if votes < 1 or not self.info.random:
-            why = (
-                "votes must be at least 1"
-                if votes < 1
-                else "it draws no random numbers, so every vote would be the same"
-            )
-            raise ValueError(f"purifier {self.name!r} can't take {votes} votes: {why}")
+        if votes < 1:
+            raise ValueError(f"votes must be at least 1; got {votes}")
+        if not self.info.random:
+            raise ValueError(f"purifier {self.name!r} draws no random numbers, so every vote would be the same")
         return replace(self, votes=votes)
 
     def with_options(self, options: Options) -> "Defense":
