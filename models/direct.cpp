@@ -139,8 +139,8 @@ void block(const Shape &shape, const Taps &taps, const Finish &finish, const flo
             row.outputs = shape.of_a_phase(shape.out_width, q);
             const size_t products = static_cast<size_t>(row.taps) * shape.channels;
             int filter = 0;
-            const auto columns = [&](int count, auto call) {
-                for (; filter + count <= shape.columns(); filter += count)
+            const auto columns = [&](int count, int all, auto call) {
+                for (; filter + count <= all; filter += count)
                     for (int i = first; i < std::min(last, shape.of_a_phase(shape.out_height, p)); ++i) {
                         const size_t line = static_cast<size_t>(image) * shape.out_height + shape.phases() * i + p;
                         row.pixel = (line * shape.out_width + q) * shape.filters;
@@ -148,9 +148,9 @@ void block(const Shape &shape, const Taps &taps, const Finish &finish, const flo
                         call(row, weights + products * filter, filter);
                     }
             };
-            columns(2 * LANES, whole_row<LANES, LANES / 2, 2>);
-            columns(LANES, whole_row<LANES, LANES, 1>);
-            columns(FEW, whole_row<FEW, 12, 1>);
+            columns(2 * LANES, shape.filters, whole_row<LANES, LANES / 2, 2>);
+            columns(LANES, shape.filters, whole_row<LANES, LANES, 1>);
+            columns(FEW, shape.columns(), whole_row<FEW, 12, 1>);
             weights += products * shape.columns();
         }
 }

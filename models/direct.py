@@ -36,14 +36,15 @@ class Geometry(NamedTuple):
 
 
 def fits(layer: nn.Conv2d | nn.Linear) -> bool:
-    """Whether a layer is one of these: square, channels that fill the processor's vectors, on one side four at most."""
+    """Whether a layer is one of these: square, channels that fill the processor's vectors; on one side four at most, or any
+    number where each pixel, or row, is taken by itself."""
     if isinstance(layer, nn.Linear):
         return fits(as_convolution(layer))
     if not compiled.suits(layer) or layer.kernel_size[0] > _LARGEST or layer.weight.numel() > _MOST_WEIGHTS:
         return False
     alike = all(len(set(pair)) == 1 for pair in (layer.kernel_size, layer.stride, layer.padding))
     few, many = sorted((layer.in_channels, layer.out_channels))
-    return alike and fills_vectors(many) and (fills_vectors(few) or few <= _FEW)
+    return alike and fills_vectors(many) and (fills_vectors(few) or few <= _FEW or layer.kernel_size == (1, 1))
 
 
 def fills_vectors(channels: int) -> bool:
@@ -95,8 +96,10 @@ def _in_columns(weights: Tensor) -> Tensor:
     """(products, filters) -> (products * filters), filters filled up to a multiple of four: see models/direct.cpp."""
     code = compiled.loaded()
     assert code is not None
-    weights, found = F.pad(weights, (0, _columns(weights.shape[1]) - weights.shape[1])), []
+    found: list[Tensor] = []
     for together in (2 * code.lanes, code.lanes, _FEW):
+        if together == _FEW:
+            weights = F.pad(weights, (0, -weights.shape[1] % _FEW))
         whole = weights.shape[1] // together * together
         found += [part.flatten() for part in weights[:, :whole].split(together, dim=1)] if whole else []
         weights = weights[:, whole:]

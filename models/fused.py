@@ -126,10 +126,15 @@ def _bf16() -> bool:
     return hasattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported") and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+def rounds_alike(layer: nn.Linear) -> bool:
+    """Whether a linear layer, once it is fused, gives a row the same bits among any others where it `runs`."""
+    return AVAILABLE and direct.fits(layer)
+
+
 def rows_alike(network: nn.Module) -> bool:
-    """Whether a network that was fused gives a row the same bits among any others where it `runs`: all its linear layers do."""
+    """Whether a network that was fused does so: all its linear layers do."""
     layers = (layer for layer in network.modules() if isinstance(layer, nn.Linear))
-    return all(isinstance(layer, _Linear) and direct.fits(layer) for layer in layers)
+    return all(isinstance(layer, _Linear) and rounds_alike(layer) for layer in layers)
 
 
 def fuse(network: nn.Module, apart: Iterable[nn.Module] = ()) -> bool:

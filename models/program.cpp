@@ -78,10 +78,10 @@ void run(const Operation &operation, const Group &group, int threads) {
     }
 }
 
-// Images of a group: about as many as suit, but as many groups for each thread.
-int share(int images, int suiting, int threads) {
-    const int groups = (images + suiting - 1) / suiting, even = (groups + threads - 1) / threads * threads;
-    return (images + even - 1) / even;
+// How many groups: of as many images as suit at most, and as many groups for each thread.
+int shares(int images, int suiting, int threads) {
+    const int groups = (images + suiting - 1) / suiting;
+    return std::min(images, (groups + threads - 1) / threads * threads);
 }
 
 }  // namespace
@@ -93,13 +93,14 @@ extern "C" void unperturb_run_2(const Operation *operations, int count, char *co
     const bool apart = images >= 4 * threads || images % threads == 0;
     for (const Operation *first = operations, *last; first < end; first = last) {
         last = std::find_if(first, end, [&](const Operation &each) { return each.group != first->group; });
-        const int size = apart ? share(images, first->group, threads) : images, groups = (images + size - 1) / size;
+        const int groups = apart ? shares(images, first->group, threads) : 1;
+        const auto before = [&](long group) { return static_cast<int>(group * images / groups); };  // alike, but for one image
         shared_out(groups, threads, [&](long i) {
+            const int start = before(i), size = before(i + 1) - start;
             const size_t bytes = static_cast<size_t>(local) * size;
             const std::unique_ptr<char[]> large(bytes > KEPT ? new char[bytes] : nullptr);
             char *const memory = large ? large.get() : reinterpret_cast<char *>(scratch(bytes / sizeof(float)));
-            const int start = static_cast<int>(i) * size;
-            const Group group{buffers, memory, images, start, std::min(size, images - start)};
+            const Group group{buffers, memory, images, start, size};
             for (const Operation *each = first; each < last; ++each) run(*each, group, groups > 1 ? 1 : threads);
         });
     }

@@ -12,7 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from models.fused import fold_batch_norm, fuse, in_chains, runs
+from models.fused import fold_batch_norm, fuse, in_chains, rounds_alike, runs
 from models.precision import DTYPES, Precision
 from models.registry import Registry, called
 from models.rounding import by_rows
@@ -34,7 +34,11 @@ class Normalization(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # Always in the layout of the weights: which one `x` comes in may depend on the size of its batch.
-        return (x - self.mean).div_(self.std).contiguous(memory_format=torch.channels_last)
+        x = x.contiguous(memory_format=torch.channels_last)
+        # Each pixel's own values: a loop over an image, where three channels would be one of their own for each pixel.
+        size = (1, *x.shape[1:])
+        mean, std = (each.expand(size).contiguous(memory_format=torch.channels_last) for each in (self.mean, self.std))
+        return (x - mean).div_(std)
 
 
 class Classifier(nn.Module):
@@ -158,7 +162,7 @@ def frozen(classifier: Classifier, device: torch.device | str = "cpu", precision
     """
     copy = deepcopy(classifier).eval().requires_grad_(False)
     fold_batch_norm(copy)
-    copy.batch_invariant = _make_batch_invariant(copy)
+    copy.batch_invariant = _make_batch_invariant(copy, precision)
     copy.fused = fuse(copy, apart=copy._taps.values())
     copy._parts, copy.precision = {}, precision
     if precision != "fp32":  # which means: as the weights are
@@ -176,12 +180,14 @@ class _BlockLinear(nn.Linear):
         return by_rows(super().forward, x)
 
 
-def _make_batch_invariant(module: nn.Module) -> bool:
-    """Replace linear layers in place; False where one was too large for that."""
+def _make_batch_invariant(module: nn.Module, precision: Precision) -> bool:
+    """Replace linear layers in place that fusing won't make so; False where one was too large for that."""
     invariant = True
     for child in module.children():
         if not isinstance(child, nn.Linear):
-            invariant &= _make_batch_invariant(child)
+            invariant &= _make_batch_invariant(child, precision)
+        elif precision == "fp32" and rounds_alike(child):
+            continue
         elif child.weight.numel() <= _BlockLinear.LARGEST:
             child.__class__ = _BlockLinear  # the same parameters, another way to multiply
         else:

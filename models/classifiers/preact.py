@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from models.classifiers.base import Classifier, numbered_taps, register_architecture
 from models.classifiers.resnet import CIFAR10_MEAN, CIFAR10_STD
+from models.pooling import Pooling
 
 
 class PreActBlock(nn.Module):
@@ -51,7 +52,7 @@ def _stages(channels: Sequence[int], blocks: int, dropout: float = 0.0) -> list[
 
 
 def _end(channels: int) -> list[nn.Module]:
-    return [nn.BatchNorm2d(channels), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return [nn.BatchNorm2d(channels), nn.ReLU(), Pooling()]
 
 
 @register_architecture("preactresnet18")

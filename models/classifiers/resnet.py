@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from models.classifiers.base import Classifier, numbered_taps, register_architecture
 from models.fused import Fusable
 from models.plan import Step
+from models.pooling import Pooling
 
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR10_STD = (0.2023, 0.1994, 0.2010)
@@ -75,10 +76,6 @@ def _stem() -> list[nn.Module]:
     return [nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
 
 
-def _pool() -> list[nn.Module]:
-    return [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-
-
 def _aux_head(aux: str | None, width: int) -> nn.Module | None:
     if aux is None:
         return None
@@ -101,7 +98,7 @@ def resnet18_thin(
     """
     widths = ((16, 16, 1), (16, 16, 1), (16, 32, 2), (32, 32, 1), (32, 64, 2), (64, 64, 1))
     blocks = [Block(*width) for width in widths]
-    encoder = nn.Sequential(*_stem(), *blocks, *_pool())
+    encoder = nn.Sequential(*_stem(), *blocks, Pooling())
     return Classifier(
         encoder,
         nn.Linear(64, num_classes),
@@ -135,7 +132,7 @@ def wide_resnet(
             stride = 2 if stage > 0 and block == 0 else 1
             layers.append(WideBlock(channels_in, channels, stride, dropout))
             channels_in = channels
-    encoder = nn.Sequential(*layers, *_pool())
+    encoder = nn.Sequential(*layers, Pooling())
     head = nn.Linear(channels_in, num_classes)
     return Classifier(
         encoder,

@@ -16,11 +16,11 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from models.classifiers import Classifier
 from models.fused import runs
 from models.networks.base import register_network
+from models.pooling import channel_means
 from models.rounding import by_rows
 
 WIDTH = 1024  # Table 5
@@ -71,7 +71,7 @@ class AidDiscriminator(nn.Module):
     def forward(self, activations: Sequence[Tensor]) -> Tensor:
         """The logit of p_adv. One activation (N, C, H, W) for each tap, in order -> (N,)."""
         # Sec. 3.1: "global average pooling as the first operation".
-        pooled = torch.cat([F.adaptive_avg_pool2d(each, 1).flatten(1) for each in activations], dim=1)
+        pooled = torch.cat([channel_means(each) for each in activations], dim=1)
         alone = self.training or (self.rows_alike and runs(pooled))
         return self._classified(pooled) if alone else by_rows(self._classified, pooled, ROWS)
 

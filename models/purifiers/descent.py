@@ -225,7 +225,7 @@ def descend(
 
 def _forward(evaluate: Callable[[Tensor], Evaluation], x: Tensor) -> tuple[Evaluation, "_Gradient"]:
     with torch.enable_grad():
-        leaf = x.detach().clone().requires_grad_()
+        leaf = x.detach().requires_grad_()
         found = evaluate(leaf)
     return found, _Gradient(leaf, found.descended)
 

@@ -23,7 +23,7 @@ DESCENTS = {
 DATA = Path(os.environ.get("UNPERTURB_DATA", Path(__file__).parents[1] / "data"))
 
 # The loop takes minutes for a thousand images where it makes 55 steps, or looks at many views.
-IMAGES = {"soap-lc": 1000, "soap-dr": 1000}
+IMAGES = {"soap-lc": 1000, "soap-dr": 1000, "soap-lc-paper": 1000}
 FEW = 64
 
 # Two steps of 4/255 and a budget of 8/255 differ in the last bit: the loop clips there, the path that budgets share doesn't.
