@@ -35,7 +35,7 @@ def loaded(capability: str | None = None) -> Compiled | None:
         return None
     try:
         # Its threads are those of PyTorch's OpenMP, which is in the process already.
-        run = ctypes.CDLL(found.origin).unperturb_run_2
+        run = ctypes.CDLL(found.origin).unperturb_run_3
     except (OSError, AttributeError):  # nothing that runs here, or what another version of the source was compiled to
         return None
     pointer, number = ctypes.c_void_p, ctypes.c_int

@@ -19,6 +19,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from models import direct
 from models.plan import AVAILABLE, Plan, Step
+from models.pooling import Pooling
 
 
 class _Run(torch.autograd.Function):
@@ -92,6 +93,13 @@ class _Linear(_Layer, nn.Linear):
         return self._activated(nn.Linear.forward(self, x))
 
 
+class _Pooling(_Layer, Pooling):
+    slope = None
+
+    def plain(self, x: Tensor) -> Tensor:
+        return Pooling.forward(self, x)
+
+
 class _Chain(Fusable, nn.Sequential):
     """Fusable modules in a row. Those that somebody hooked are called one by one, else their hooks would see nothing."""
 
@@ -150,6 +158,8 @@ def fuse(network: nn.Module, apart: Iterable[nn.Module] = ()) -> bool:
             # The same parameters, another way to compute.
             module.__class__ = _Convolution if isinstance(module, nn.Conv2d) else _Linear
             module.slope = slopes.get(id(module))  # type: ignore[assignment]
+        elif type(module) is Pooling:
+            module.__class__ = _Pooling
         left_out |= type(module) in (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
     for sequence in reversed(sequences):  # so inner ones come first
         if len(sequence) and all(isinstance(module, Fusable | nn.Identity) for module in sequence):

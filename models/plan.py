@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from models import direct, winograd
+from models.pooling import Pooling, channel_means
 from models.program import Entry, Kernel, Kind, Program, Where, laid_out
 
 _MKLDNN = torch.ops.mkldnn
@@ -273,6 +274,26 @@ class _DirectLinear(_Own):
         return direct.of_rows(self._convolution.kernel_back((*size, 1, 1)))
 
 
+class _Pooled:
+    """Each channel's mean. (N, C, H, W) -> (N, C)."""
+
+    def forward(self, x: Tensor, added: Tensor | None) -> Tensor:
+        return channel_means(x)
+
+    def backward(self, gradient: Tensor, size: torch.Size, added: Tensor | None, gate: _Gate | None) -> Tensor:
+        """See `_Packed`."""
+        spread = (gradient / (size[2] * size[3]))[:, :, None, None].expand(size)
+        return _gated(laid_out(spread if added is None else spread + added), gate)
+
+    def kernel(self, size: tuple[int, ...]) -> Kernel | None:
+        """See `_Own`."""
+        return Kernel(Kind.MEAN, size, size[:1]) if len(size) == 3 and direct.fills_vectors(size[0]) else None
+
+    def kernel_back(self, size: tuple[int, ...]) -> Kernel:
+        """See `_Own`."""
+        return Kernel(Kind.SPREAD, size[:1], size)
+
+
 class _PackedLinear(_Packed):
     """(N, C) -> (N, C'). It rounds by the number of rows: give it a fixed one where that matters (models/rounding.py)."""
 
@@ -366,7 +387,7 @@ class Plan:
 class _OneByOne:
     """Steps in calls of their own."""
 
-    def __init__(self, steps: Sequence[Step], packed: Sequence[_Packed], back: Sequence[_Move]) -> None:
+    def __init__(self, steps: Sequence[Step], packed: Sequence[_Packed | _Pooled], back: Sequence[_Move]) -> None:
         self._steps, self._packed, self._back = steps, packed, back
         read = {place: i for i, step in enumerate(steps) for place in (step.source, step.added)}
         self._done = [[place for place, last in read.items() if last == i] for i in range(len(steps))]
@@ -450,12 +471,12 @@ def _empty(size: Sequence[int]) -> Tensor:
 
 
 def _programs(
-    steps: Sequence[Step], packed: Sequence[_Packed], back: Sequence[_Move], size: tuple[int, ...]
+    steps: Sequence[Step], packed: Sequence[_Packed | _Pooled], back: Sequence[_Move], size: tuple[int, ...]
 ) -> _Programs | None:
     """For images of that size; None where it doesn't fit, or where not all layers are our own."""
     sizes, forwards = [tuple(size)], list[Entry]()
     for i, (step, layer) in enumerate(zip(steps, packed, strict=True)):
-        kernel = layer.kernel(sizes[step.source]) if isinstance(layer, _Own) else None
+        kernel = layer.kernel(sizes[step.source]) if isinstance(layer, _Own | _Pooled) else None
         if kernel is None or (step.added is not None and sizes[step.added] != kernel.output):
             return None
         sizes.append(kernel.output)
@@ -478,15 +499,17 @@ def _programs(
     )
 
 
-def _entry_back(move: _Move, packed: Sequence[_Packed], sizes: Sequence[tuple[int, ...]]) -> Entry:
+def _entry_back(move: _Move, packed: Sequence[_Packed | _Pooled], sizes: Sequence[tuple[int, ...]]) -> Entry:
     layer, size = None if move.step is None else packed[move.step], sizes[move.of]
-    kernel = layer.kernel_back(size) if isinstance(layer, _Own) else Kernel(Kind.SUM, size, size)
+    kernel = layer.kernel_back(size) if isinstance(layer, _Own | _Pooled) else Kernel(Kind.SUM, size, size)
     signs = None if move.gate is None else -move.gate
     return Entry(kernel, move.source, move.to, move.added, signs=signs, slope=move.slope)
 
 
-def _packed(step: Step) -> _Packed:
+def _packed(step: Step) -> "_Packed | _Pooled":
     layer = step.layer
+    if isinstance(layer, Pooling):
+        return _Pooled()
     if isinstance(layer, nn.Conv2d):
         if winograd.fits(layer):
             return _WinogradConvolution(layer, step.slope)

@@ -11,7 +11,8 @@
 
 namespace {
 
-enum Kind : int32_t { WINOGRAD, DIRECT, ROWS, SUM };  // ROWS: direct, each image being one pixel; SUM: x as it is, then `Finish`
+// ROWS: direct, each image being one pixel. SUM: x as it is, then `Finish`. MEAN: of each channel, over all pixels; SPREAD: its gradient.
+enum Kind : int32_t { WINOGRAD, DIRECT, ROWS, SUM, MEAN, SPREAD };
 enum Place : int64_t { NONE = -1, LOCAL = -2 };       // instead of a buffer's number
 
 constexpr size_t KEPT = 1 << 24;  // bytes at most of the memory that a thread keeps
@@ -57,6 +58,32 @@ void sum(const Finish &finish, const float *x, float *out, size_t floats) {
     piece(std::integral_constant<int, 1>{});
 }
 
+// Channels: a multiple of LANES, as in `spread`.
+void mean(const Sizes &sizes, const Finish &finish, const float *x, float *out, int images) {
+    constexpr int APART = 4;  // sums at once: one waits for itself
+    const size_t channels = sizes.channels, pixels = static_cast<size_t>(sizes.height) * sizes.width;
+    for (int image = 0; image < images; ++image)
+        for (size_t channel = 0; channel < channels; channel += LANES) {
+            const float *const from = x + image * pixels * channels + channel;
+            Lanes sums[APART] = {};
+            for (size_t i = 0; i < pixels; ++i) sums[i % APART] += load(from + i * channels);
+            Lanes found[1] = {((sums[0] + sums[1]) + (sums[2] + sums[3])) / static_cast<float>(pixels)};
+            put<LANES>(finish, found, image * channels, 0, static_cast<int>(channel), out);
+        }
+}
+
+void spread(const Sizes &sizes, const Finish &finish, const float *x, float *out, int images) {
+    const size_t channels = sizes.channels, pixels = static_cast<size_t>(sizes.out_height) * sizes.out_width;
+    for (int image = 0; image < images; ++image)
+        for (size_t channel = 0; channel < channels; channel += LANES) {
+            const Lanes share = load(x + image * channels + channel) / static_cast<float>(pixels);
+            for (size_t i = 0; i < pixels; ++i) {
+                Lanes found[1] = {share};
+                put<LANES>(finish, found, (image * pixels + i) * channels, 0, static_cast<int>(channel), out);
+            }
+        }
+}
+
 void run(const Operation &operation, const Group &group, int threads) {
     const Finish finish{operation.bias,
                         group.of(operation.added),
@@ -75,6 +102,8 @@ void run(const Operation &operation, const Group &group, int threads) {
             sizes.width = sizes.out_width = group.images;
             return direct(sizes, finish, x, weights, y, 1, threads);
         case SUM: return sum(finish, x, y, operation.y.each / sizeof(float) * group.images);
+        case MEAN: return mean(sizes, finish, x, y, group.images);
+        case SPREAD: return spread(sizes, finish, x, y, group.images);
     }
 }
 
@@ -88,7 +117,7 @@ int shares(int images, int suiting, int threads) {
 
 // local: bytes of an image in a thread's own memory. The number in the name grows whenever what it takes changes, so that nobody
 // calls what an older source was compiled to.
-extern "C" void unperturb_run_2(const Operation *operations, int count, char *const *buffers, int images, int64_t local, int threads) {
+extern "C" void unperturb_run_3(const Operation *operations, int count, char *const *buffers, int images, int64_t local, int threads) {
     const Operation *const end = operations + count;
     const bool apart = images >= 4 * threads || images % threads == 0;
     for (const Operation *first = operations, *last; first < end; first = last) {

@@ -24,6 +24,8 @@ class Kind(IntEnum):
     DIRECT = 1
     ROWS = 2  # direct, each image being one pixel
     SUM = 3  # x as it is, then what follows
+    MEAN = 4  # of each channel over all pixels
+    SPREAD = 5  # its gradient
 
 
 @dataclass(frozen=True)

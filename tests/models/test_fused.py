@@ -17,6 +17,7 @@ from models.fused import Fusable, fuse
 from models.networks import build_network, frozen_network
 from models.networks.nrp import ResidualBlock
 from models.plan import Step
+from models.pooling import Pooling
 
 
 class LeakyResidual(Fusable):
@@ -62,6 +63,10 @@ NETWORKS = {
     "rows": (
         lambda: nn.Sequential(nn.Linear(48, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 1)),
         (48,),
+    ),
+    "pooled": (
+        lambda: nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.LeakyReLU(0.1), Pooling(), nn.Linear(32, 10)),
+        (3, 7, 9),
     ),
     "linear layers": (lambda: nn.Sequential(nn.Linear(1200, 30), nn.ReLU(), nn.Linear(30, 4)), (1200,)),
 }
