@@ -185,6 +185,8 @@ class _Best:
             self.on_candidate(logits)
         better = descended < self.descended[rows]
         chosen = rows[better]
+        if len(chosen) == 0:
+            return
         self.image[chosen], self.logits[chosen], self.loss[chosen] = image[better], logits[better], loss[better]
         self.descended[chosen] = descended[better]
         self.epsilon[chosen] = epsilon

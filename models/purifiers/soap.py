@@ -124,7 +124,8 @@ class LabelConsistency:
                 second = self.classifier(flip_crop(x))
         else:
             first, second = self.classifier(torch.cat([x, flip_crop(x)])).chunk(2)
-            second = second.detach() + self.weight * (second - second.detach())  # the value stays exact
+            if self.weight != 1:
+                second = second.detach() + self.weight * (second - second.detach())  # the value stays exact
         surrogate = symmetric_kl(first, second) if self.distance == "symmetric-kl" else None
         return Evaluation(label_consistency(first, second), self._mixed(first, second), surrogate)
 
@@ -138,7 +139,7 @@ class LabelConsistency:
         return self._mixed(*self.view_logits(x)) if self.share else self.classifier(x)
 
     def _mixed(self, first: Tensor, second: Tensor) -> Tensor:
-        return first + self.share * (second - first)
+        return first + self.share * (second - first) if self.share else first
 
 
 class RotationPrediction:

@@ -8,8 +8,9 @@
 - `trajectory`: the same at every iterate on the way there, summed (Croce et al., ICML 2022).
 - `end-to-end`: plain ascent through purifier and classifier, where both are one differentiable function (NRP, Pix2Pix). In a
   chain the purifiers that are none count as the identity.
-- `unrolled`: the same through every step of a descent (SOAP, AID, Reverse), with a surrogate for the sign, or through the
-  first `followed` steps alone, which is cheaper and has a smoother gradient (Lee, Kim, ICCV 2023).
+- `unrolled`: the same through every step of a descent (SOAP, AID, Reverse), with a surrogate for the sign (and for clips, as
+  `past_clips` says), or through the first `followed` steps alone, which is cheaper and has a smoother gradient (Lee, Kim, ICCV
+  2023).
 
 `eot` draws of what is random are averaged in each gradient (Athalye et al.); `joint` has a single one. An attack succeeds on an
 image as soon as *any* iterate that it asks about, the image itself among them, is misclassified: that one it sends, and leaves
@@ -235,7 +236,8 @@ def _unrolled(defense: Defense, settings: AttackSettings) -> Surrogate:
     assert isinstance(purifier, DescentPurifier)
 
     def drawn(image: Tensor, follow: Criterion, look: Look, is_first: bool) -> Tensor:
-        return follow(defense.logits(path(purifier, image, look.seeds(), steps=settings.followed).chosen))
+        found = path(purifier, image, look.seeds(), steps=settings.followed, past_clips=settings.past_clips)
+        return follow(defense.logits(found.chosen))
 
     return _averaged(settings, drawn)
 

@@ -32,6 +32,7 @@ READ_BY: dict[str, tuple[Mode, ...]] = {
     "targets": ("static", *BY_GRADIENT),
     "weight": ("joint", "two-view"),
     "followed": ("trajectory", "unrolled"),
+    "past_clips": ("unrolled",),
     "eot": (*PURIFYING, "two-view"),  # they can average over the purifier's draws, so many of them
 }
 
@@ -80,6 +81,9 @@ class AttackSettings(BaseModel):
     )
     followed: int | None = Field(
         default=None, ge=1, description="unrolled, trajectory: so many of the purifier's steps; default all"
+    )
+    past_clips: bool = Field(
+        default=False, description="unrolled: clips pass gradients on as if they weren't there, instead of their own"
     )
     eot: int = Field(default=1, ge=1, description="draws of a random purifier that each gradient is the mean of")
     tap: str | None = Field(default=None, description="features: the classifier's layer whose outputs are distorted")
@@ -183,6 +187,7 @@ class AttackSettings(BaseModel):
             f"smoothed by {self.kernel} x {self.kernel}": self.kernel,
             f"the purifier's loss times {-self.weight:g}": self.weight,
             f"{self.followed} of its steps": self.followed,
+            "past clips": self.past_clips,
             f"mean of {self.eot} draws": self.eot > 1,
             f"start of {_fraction(self.sign_start)} in random signs": self.sign_start,
             f"{self.restarts} random starts": self.restarts > 1,

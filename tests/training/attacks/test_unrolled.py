@@ -1,4 +1,5 @@
 import math
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -55,6 +56,40 @@ def test_the_gradient_goes_through_the_step_by_hand():
     (gradient,) = torch.autograd.grad(path(purifier(steps=1), x).chosen.sum(), x)
     slope = 2 * (1 - math.tanh(1) ** 2) / abs(2 * (0.2 - 0.5))  # of tanh(g / |g|) with g = 2 (x - 0.5)
     assert gradient.flatten().tolist() == pytest.approx([1 - 0.05 * slope] * 2, rel=1e-4)
+
+
+@pytest.mark.parametrize("past_clips", [False, True])
+def test_past_clips_the_gradient_is_that_without_them(past_clips):
+    # The budget of 0.03 binds after a step of 0.05, and pixels at 0.99 move to 1.
+    made, x = purifier(Towards(2.0), budgets=[0.03], steps=1), image(0.2, 0.99)
+    found = path(made, x, past_clips=past_clips).chosen
+    assert torch.allclose(found, made.purify(x.detach()).image)
+    (gradient,) = torch.autograd.grad(found.sum(), x)
+    if not past_clips:
+        assert gradient.flatten().tolist() == [1, 1, 0, 0]
+        return
+    slopes = [2 * (1 - math.tanh(1) ** 2) / abs(2 * (value - 2)) for value in (0.2, 0.99)]
+    assert gradient[:, 0, 0, 0].tolist() == pytest.approx([1 - 0.05 * slope for slope in slopes], rel=1e-4)
+
+
+def test_the_graph_of_a_step_doesnt_outlive_it():
+    kept = weakref.WeakSet()
+
+    class Held:
+        def __init__(self, tensor):
+            self.tensor = tensor
+            kept.add(self)
+
+    class Deep(Towards):
+        def __call__(self, x):
+            for _ in range(20):
+                x = x.sin()
+            return super().__call__(x)
+
+    with torch.autograd.graph.saved_tensors_hooks(Held, lambda held: held.tensor):
+        found = path(purifier(Deep(), steps=4), image(0.2)).chosen
+    assert found.requires_grad
+    assert len(kept) < 20  # an image and an iterate for each step
 
 
 def test_what_is_left_alone_keeps_its_own_gradient():
