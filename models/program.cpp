@@ -11,7 +11,8 @@
 
 namespace {
 
-// ROWS: direct, each image being one pixel. SUM: x as it is, then `Finish`. MEAN: of each channel, over all pixels; SPREAD: its gradient.
+// ROWS: direct, each image being one pixel. SUM: x as it is, then `Finish`. MEAN: of each channel, over all pixels. SPREAD: its
+// gradient.
 enum Kind : int32_t { WINOGRAD, DIRECT, ROWS, SUM, MEAN, SPREAD };
 enum Place : int64_t { NONE = -1, LOCAL = -2 };       // instead of a buffer's number
 

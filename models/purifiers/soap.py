@@ -41,20 +41,20 @@ PAPER = "Shi, Holtz, Mishne: Online Adversarial Purification based on Self-Super
 
 def flip_crop(x: Tensor) -> Tensor:
     """SOAP's a_2 at test time: flip, cut the centre three quarters, resize by nearest neighbour. (N, C, H, W) -> same."""
-    count, channels, height, width = x.shape
     pixels = x.permute(0, 2, 3, 1)  # channels last, as they lie there
-    seen = pixels.reshape(count, -1).index_select(1, _seen(channels, height, width).to(x.device))
+    seen = pixels.flatten(1).index_select(1, _seen(x.shape[1:], x.device))
     return seen.view(pixels.shape).permute(0, 3, 1, 2)
 
 
 @lru_cache(_SIZES)
-def _seen(channels: int, height: int, width: int) -> Tensor:
-    """Which of an image's values, counted with channels last, each of its second view is. Reading each once takes a third of the
-    time that flip, cut, resize and their gradients do."""
+def _seen(size: torch.Size, device: torch.device) -> Tensor:
+    """Which of the values of an image (C, H, W), counted with channels last, each of its second view is. Reading each once takes
+    a third of the time that flip, cut, resize and their gradients do."""
+    channels, height, width = size
     numbers = torch.arange(height * width * channels, dtype=torch.float64).view(1, height, width, channels)
     top, left = height // 8, width // 8
     crop = numbers.permute(0, 3, 1, 2).flip(-1)[..., top : height - top, left : width - left]
-    return F.interpolate(crop, size=(height, width), mode="nearest").permute(0, 2, 3, 1).flatten().long()
+    return F.interpolate(crop, size=(height, width), mode="nearest").permute(0, 2, 3, 1).flatten().long().to(device)
 
 
 def label_consistency(logits_1: Tensor, logits_2: Tensor) -> Tensor:

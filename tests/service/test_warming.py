@@ -1,11 +1,14 @@
 import logging
 import threading
+from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 from models.catalog import Catalog
+from service.decode import File
 from service.settings import Settings
 from service.warming import QUIET_S, warm_others
 
@@ -101,3 +104,20 @@ def test_a_service_that_leaves_warms_nothing(run: Any, zoo: Any, trouble: bool) 
             api.app.state.engine.drain()
         warm(api)
         assert (len(names(catalog)) == 1) is trouble
+
+
+def test_who_decodes_files_is_warmed_with_one(run: Any, zoo: Any) -> None:
+    sent = []
+    with run(Settings(), Catalog.open([zoo])) as api:
+        api.wait_ready()
+        engine = api.app.state.engine
+        inner = engine._worker.submit_to_each
+
+        def noted(lane: Any, work: Any) -> Any:
+            sent.append(type(work.image))
+            return inner(lane, replace(work, image=torch.rand(lane.shape)))
+
+        engine._worker.submit_to_each = noted
+        for engine._decode_later in (True, False):
+            api.portal.call(engine.warm, engine.choose())
+    assert sent == [File, Tensor]
