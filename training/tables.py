@@ -94,6 +94,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "search": lambda: overall.overall(_beside_the_bare(_search())),
     "votes": lambda: overall.overall(_beside_the_bare(_voted())),
     "votes-random": lambda: details.random_defences(_voted()),
+    "reverse-random": lambda: details.random_defences(read_results([RESULTS / "variants-reverse-eot.json"])),
     "search-random": lambda: details.random_defences(_search()),
     "cifar10": lambda: soap.white_box(_shipped(), "cifar10"),
     "mnist": lambda: soap.white_box(_shipped(), "mnist"),
