@@ -374,9 +374,9 @@ class Engine:
         """
         ask = await self.ask(offer, Options())
         # Noise, not a plain grey: a purifier that skips what looks clean would leave its gradients cold.
-        image: Tensor | File = torch.rand(ask.lane.shape, generator=torch.Generator().manual_seed(0))
-        if self._decode_later and "PNG" in self.settings.formats:  # a helper's first file costs it 20 ms
-            image = self._file(encode_png(image))
+        noise = torch.rand(ask.lane.shape, generator=torch.Generator().manual_seed(0))
+        as_file = self._decode_later and "PNG" in self.settings.formats  # a helper's first file costs it 20 ms
+        image = self._file(encode_png(noise)) if as_file else noise
         entries = self._worker.submit_to_each(ask.lane, Work(image, seed=0))
         return (await self._outcomes(entries))[0].value
 
