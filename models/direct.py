@@ -99,7 +99,7 @@ def _in_columns(weights: Tensor) -> Tensor:
     found: list[Tensor] = []
     for together in (2 * code.lanes, code.lanes, _FEW):
         if together == _FEW:
-            weights = F.pad(weights, (0, -weights.shape[1] % _FEW))
+            weights = F.pad(weights, (0, _columns(weights.shape[1]) - weights.shape[1]))
         whole = weights.shape[1] // together * together
         found += [part.flatten() for part in weights[:, :whole].split(together, dim=1)] if whole else []
         weights = weights[:, whole:]

@@ -116,7 +116,7 @@ def test_an_image_has_the_same_bits_in_every_batch_where_the_network_says_so(
         assert all(torch.equal(answer, answers[0]) for answer in answers)
 
 
-def test_a_classifiers_mean_is_taken_back_to_every_pixel_where_it_lies() -> None:
+def test_pooling_is_the_mean_and_gives_every_pixel_an_even_share_of_the_gradient() -> None:
     x = images((5, 7, 9)).contiguous(memory_format=torch.channels_last).requires_grad_()
     given = torch.rand(len(x), 5)
     found = Pooling()(x)
