@@ -12,6 +12,7 @@ import time
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from training.attacks.asking import draws
 from training.attacks.aware import judging
 from training.attacks.blind import distort, in_chunks, static
 from training.attacks.library import autoattack, foolbox_attack
+from training.attacks.settings import LIBRARIES
 from training.counting import Passes, counted
 from training.data import load_data, to_float
 from training.parts import SEPARABLE, Parts
@@ -45,7 +47,8 @@ class Redrawn(BaseModel):
     """What was sent to a random defence, tried again with fresh seeds: shares of right answers.
 
     n: images, the first ones. mean: over all draws. worst: right at every draw. majority: by so many draws as the service takes
-    them together (models/votes.py), where each draw isn't several votes already.
+    them together (models/votes.py), where each draw isn't several votes already. outcomes: at how many of the draws each image
+    was right, in test set order; none in files of before it was kept.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -55,6 +58,7 @@ class Redrawn(BaseModel):
     mean: float
     worst: float
     majority: dict[int, float]
+    outcomes: str = ""
 
 
 class Cell(BaseModel):
@@ -88,6 +92,9 @@ class Cell(BaseModel):
     purify_seconds: float | None = None
     redrawn: Redrawn | None = None
     flags: tuple[str, ...] = Field(default=(), description="what a library's attack had to say against its result")
+    library: str | None = Field(
+        default=None, description="whose attack it is, with the version: ours where none is said"
+    )
 
 
 def defenses_of(catalog: Catalog, model: str, classifier: str, chains: Sequence[str] = ()) -> list[Defense]:
@@ -341,6 +348,7 @@ class Evaluation:
             mean=round(float(right.float().mean()), 6),
             worst=round(float(right.all(1).float().mean()), 6),
             majority={k: _elected(votes[:, :k], y) for k in (1, 5, 10) if k <= count and defense.votes == 1},
+            outcomes=" ".join(map(str, right.sum(1).tolist())),
         )
 
     def _add(
@@ -357,6 +365,7 @@ class Evaluation:
                     self.plan.name, self.card.model, self.card.classifier, defense.name, attack.name, oracle
                 ),
                 outcomes="".join("1" if ok else "0" for ok in right.tolist()),
+                library=_library(attack),
                 **facts,
             )
         )
@@ -404,6 +413,12 @@ class Evaluation:
                 f"{self.out} holds results of another checkpoint, plan or version; move it away or choose another --out"
             )
         self.cells = cells
+
+
+def _library(attack: AttackSettings) -> str | None:
+    """For example `foolbox 3.3.4`; None for attacks of ours."""
+    name = LIBRARIES.get(attack.mode)
+    return f"{name} {version(name)}" if name else None
 
 
 def _unusual(defenses: Sequence[Defense]) -> dict[str, Any]:

@@ -86,6 +86,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "precision-cost": costs.precision,
     "train-speed": costs.train_speed,
     "overall": lambda: overall.overall(_shipped()),
+    "in-l2": lambda: overall.in_l2(_shipped()),
     "overall-short": lambda: overall.overall(_shipped(), short=True),
     "legend": lambda: overall.LEGEND,
     "random-legend": lambda: details.RANDOM,

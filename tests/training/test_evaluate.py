@@ -1,6 +1,7 @@
 import json
 import shutil
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -355,6 +356,13 @@ def test_a_cell_tells_what_it_cost_an_image(defenses, data, tmp_path, quiet):
     assert cost["soap-dr", "bpda"][1] > cost["soap-dr", "pgd"][1]
 
 
+def test_a_cell_tells_whose_attack_it_is(defenses, data, tmp_path, quiet):
+    square = {"name": "square", "mode": "square", "epsilon": 0.1, "steps": 3}
+    plan = of(PGD, square, n=4, adaptive_n=4)
+    cells = Evaluation(defenses, plan, tmp_path / "r.json", data).run(quiet, purifiers=["none"], oracle=False)
+    assert [each.library for each in cells] == [None, f"pyautoattack {version('pyautoattack')}"]
+
+
 def test_a_cell_keeps_the_purifiers_own_loss_of_each_image(defenses, data, tmp_path, quiet):
     evaluation = Evaluation(defenses, of({"name": "none", "mode": "none"}), tmp_path / "r.json", data)
     cells = evaluation.run(quiet, oracle=False)
@@ -373,6 +381,10 @@ def test_what_was_sent_to_a_random_defence_is_tried_again(random_ones, data, tmp
     assert 0 < again.worst < again.mean < 1  # some images depend on the draw
     assert set(again.majority) == {1, 5}  # ten draws there are not
     assert again.worst <= again.majority[5]
+    kept = [int(count) for count in again.outcomes.split()]
+    assert len(kept) == again.n == 40
+    assert sum(kept) / (40 * 6) == pytest.approx(again.mean, abs=1e-6)
+    assert kept.count(6) / 40 == again.worst
 
 
 class Torn:

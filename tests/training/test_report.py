@@ -81,6 +81,25 @@ def test_a_budget_of_ones_own_is_told_where_there_are_two(results):
     assert row(shown, "cifar10", "c, 0.03137, d", "`p`")
 
 
+def test_in_l2_the_worst_is_of_the_images_that_every_attack_saw(results):
+    def sent(name, mode, outcomes):
+        return cell("p", mode, outcomes, name=name, norm="l2", epsilon=0.5, steps=3, step_size=0.1)
+
+    shown = overall.in_l2(
+        read_results(
+            [
+                results("a.json", cell("p", "none", "1110"), sent("pgd", "static", "1100"), plan="l2"),
+                results("b.json", sent("bpda", "bpda", "011"), plan="l2"),
+                results("c.json", sent("pgd", "static", "0000"), plan="paper-reverse"),
+            ]
+        )
+    )
+    assert row(shown, "c", "`p`") == [
+        *("0.5", "75.0", "50.0", "", "66.7", "", "", "", ""),
+        *("33.3", "6 to 79", "3"),
+    ]
+
+
 def test_a_random_defence_shows_its_draws(results):
     redrawn = Redrawn(n=2, draws=20, mean=0.75, worst=0.5, majority={1: 0.7, 5: 0.8})
     sent = cell("p", "bpda", "0001").model_copy(update={"redrawn": redrawn})

@@ -27,6 +27,9 @@ PURIFYING: tuple[Mode, ...] = ("bpda", "end-to-end", "unrolled", "trajectory")
 BY_QUERIES: tuple[Mode, ...] = ("square", "decision", "substitute")  # they see the defence's answers alone
 Norm = Literal["linf", "l2"]
 
+# By mode: the package that searches.
+LIBRARIES: dict[Mode, str] = {"foolbox": "foolbox", "autoattack": "pyautoattack", "square": "pyautoattack"}
+
 # Fields that only some modes read: in others they would promise what isn't done.
 READ_BY: dict[str, tuple[Mode, ...]] = {
     "targets": ("static", *BY_GRADIENT),

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from training.outcomes import Worst, worst_of
+from training.outcomes import Worst, withstood, worst_of
 from training.paper import claim
 from training.report.layout import interval, percent, table
-from training.results import Result
+from training.results import Planned, Result, planned
 
 LEGEND = """\
 Shares of right answers, in percent, image by image: a column counts an image only if it is right as it comes and under every
@@ -37,6 +37,33 @@ def overall(results: Sequence[Result], short: bool = False) -> str:
         return table(heads, [_short(row, names[id(row)]) for row in found if not _aside(row)])
     heads = [*LONG, "strongest", "alone", "paper", "passes"]
     return table(heads, [_long(row, names[id(row)]) for row in found])
+
+
+IN_L2 = {
+    "none": "clean",
+    "pgd": "PGD",
+    "autoattack": "AutoAttack",
+    "bpda": "BPDA",
+    "bpda-t": "BPDA, targeted",
+    "end-to-end-t": "end to end, targeted",
+    "unrolled": "unrolled",
+    "square": "Square",
+}
+
+
+def in_l2(results: Sequence[Result]) -> str:
+    """Plan `l2`: each attack by itself, and what all of them together leave."""
+    found = [_l2_row(each, purifier) for each in planned(results, "l2") for purifier in each.purifiers()]
+    heads = ["classifier", "purifier", "l_2 budget", *IN_L2.values(), "worst", "95 %", "n"]
+    return table(heads, [row for _, row in sorted(found, key=lambda each: -each[0])])
+
+
+def _l2_row(of: Planned, purifier: str) -> tuple[float, list[str]]:
+    cells = of.of(purifier)
+    shown = [percent(cells[name].accuracy if name in cells else None) for name in IN_L2]
+    left, n = withstood(cells.values()), min(cell.n for cell in cells.values())
+    budget = max(cell.attack.epsilon for cell in cells.values())
+    return left, [of.classifier, f"`{purifier}`", f"{budget:.3g}", *shown, percent(left), interval(left, n), str(n)]
 
 
 def _aside(row: Worst) -> bool:

@@ -41,6 +41,7 @@ def report(results: Sequence[Result], pictures: Drawn = ()) -> str:
         "## Every defence",
         overall.overall(results) or "No defence was attacked by anybody who knew it, so nothing can be said of one.",
         overall.LEGEND,
+        *_section("In l_2", overall.in_l2(results)),
         *_section("Defences that draw random numbers", details.random_defences(results), details.RANDOM),
         *_suspicion(results),
         *_papers(results),
