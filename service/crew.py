@@ -13,6 +13,7 @@ import os
 import pickle
 import signal
 import threading
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +29,7 @@ from models.catalog import Defense
 from models.purifiers import Options, Wanted, Wish
 from service import ahead
 from service.decode import File
-from service.desk import Run
+from service.desk import Ran, Run
 from service.pipeline import Answer, Lane, Work, run_batch, run_files
 from service.settings import Settings
 from service.threads import CORES, spare_collector, use_cores
@@ -78,6 +79,15 @@ class _Order:
     parcel: _Parcel
 
 
+@dataclass(frozen=True)
+class _Reply:
+    """What became of an order, and the seconds that the helper took, guests included."""
+
+    number: int
+    outcome: Results | Exception
+    seconds: float
+
+
 def prepare(settings: Settings) -> None:
     """Begin to import what helpers need, in the process that they will be forked from; it takes seconds, so in good time."""
     if _size(settings) > 1:
@@ -116,12 +126,12 @@ class Here:
         """There is nothing to end."""
 
     @staticmethod
-    def _run(lane: Lane, works: Sequence[Work], wanted: Wanted, meanwhile: Callable[[], None]) -> Results:
+    def _run(lane: Lane, works: Sequence[Work], wanted: Wanted, meanwhile: Callable[[], None]) -> Ran[Answer]:
         def wishes() -> Sequence[Wish | bool]:
             meanwhile()
             return wanted()
 
-        return run_batch(lane, works, wishes)
+        return Ran(run_batch(lane, works, wishes))
 
 
 class Hand:
@@ -148,12 +158,13 @@ class Hand:
 
 @dataclass(eq=False)
 class _Pending:
-    """A batch that is not answered yet. told: the wishes that its helper knows; None before it has the batch. deaths: of helpers
-    that had it."""
+    """A batch that is not answered yet. guest: it came while another one ran. told: the wishes that its helper knows; None before
+    it has the batch. deaths: of helpers that had it."""
 
     number: int
     lane: Lane
     works: Sequence[Work]
+    guest: bool
     told: Wishes | None = None
     deaths: int = 0
 
@@ -166,7 +177,7 @@ class _Life:
         self._helper = _Helper(threads)
         self._numbers = itertools.count()
         self._pending: list[_Pending] = []
-        self._replies: dict[int, Results | Exception] = {}
+        self._replies: dict[int, _Reply] = {}
         self._over = False
 
     def end(self) -> None:
@@ -174,15 +185,15 @@ class _Life:
         self._over = True
         self._helper.end()
 
-    def run(self, lane: Lane, works: Sequence[Work], wanted: Wanted, meanwhile: Callable[[], None]) -> Results:
-        """See `run_batch`; `meanwhile` may call this again.
+    def run(self, lane: Lane, works: Sequence[Work], wanted: Wanted, meanwhile: Callable[[], None]) -> Ran[Answer]:
+        """See `Run`; `meanwhile` may call this again. A guest's time is the helper's: it waits for its host's step to end.
 
         Raises:
             HelperDied: one did, and the one that took its place too.
             Superseded: the seat has been given to another thread.
             Exception: what the helper raised.
         """
-        pending = _Pending(next(self._numbers), lane, works)
+        pending = _Pending(next(self._numbers), lane, works, guest=bool(self._pending))
         self._pending.append(pending)
         self._send_next()
         while pending.number not in self._replies:
@@ -192,9 +203,9 @@ class _Life:
                 meanwhile()
             self._tell(pending, list(wanted()))
         reply = self._replies.pop(pending.number)
-        if isinstance(reply, Exception):
-            raise reply
-        return reply
+        if isinstance(reply.outcome, Exception):
+            raise reply.outcome
+        return Ran(reply.outcome, reply.seconds if pending.guest else None)
 
     def _send_next(self) -> None:
         """Give the helper what it hasn't got yet: after a death one after the other, to see whose fault it was."""
@@ -225,16 +236,16 @@ class _Life:
 
     def _receive(self) -> None:
         try:
-            number, reply = self._helper.receive()
+            reply = self._helper.receive()
         except HelperDied as died:
             self._mourn(died)
         else:
-            self._file(number, reply)
+            self._file(reply)
         self._send_next()
 
-    def _file(self, number: int, reply: Results | Exception) -> None:
-        self._pending = [pending for pending in self._pending if pending.number != number]
-        self._replies[number] = reply
+    def _file(self, reply: _Reply) -> None:
+        self._pending = [pending for pending in self._pending if pending.number != reply.number]
+        self._replies[reply.number] = reply
 
     def _mourn(self, died: HelperDied) -> None:
         """Replace the helper. Once it may have been anything, twice it is one of the images."""
@@ -244,7 +255,7 @@ class _Life:
         for pending in [each for each in self._pending if each.told is not None]:
             pending.told, pending.deaths = None, pending.deaths + 1
             if pending.deaths > 1:
-                self._file(pending.number, died)
+                self._file(_Reply(pending.number, died, 0.0))
 
 
 class _Store:
@@ -335,14 +346,14 @@ class _Helper:
         except OSError:
             log.debug("a helper is gone; who waits for its answer will see", exc_info=True)
 
-    def receive(self) -> tuple[int, Results | Exception]:
-        """The number of an order, and what became of it.
+    def receive(self) -> _Reply:
+        """What became of an order.
 
         Raises:
             HelperDied
         """
         try:
-            return cast(tuple[int, Results | Exception], pickle.loads(self.connection.recv_bytes()))
+            return cast(_Reply, pickle.loads(self.connection.recv_bytes()))
         except (EOFError, OSError) as error:
             self._process.join(1)
             raise HelperDied(f"a helper process ended with {self._process.exitcode}") from error
@@ -388,12 +399,14 @@ class _Bench:
 
     def _carry_out(self, order: _Order) -> None:
         self._wishes[order.number] = [True] * len(order.wants)
+        started = time.perf_counter()
         try:
-            reply: Results | Exception = self._run(order)
+            outcome: Results | Exception = self._run(order)
         except Exception as error:  # the border of the batch: the service decides what becomes of it
-            reply = _told(error)
+            outcome = _told(error)
         del self._wishes[order.number]
-        self._connection.send_bytes(pickle.dumps((order.number, reply), pickle.HIGHEST_PROTOCOL))
+        reply = _Reply(order.number, outcome, time.perf_counter() - started)
+        self._connection.send_bytes(pickle.dumps(reply, pickle.HIGHEST_PROTOCOL))
 
     def _run(self, order: _Order) -> Results:
         self._unpack(order.parcel)

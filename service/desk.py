@@ -47,13 +47,24 @@ class Silent:
     def restarted(self) -> None: ...
 
 
-# (lane, items, wanted, meanwhile) -> a result for each item, in order. An exception in the list fails that item alone; one that
-# is raised makes the worker halve the batch until only the guilty item is left. `wanted()` tells how each item's caller feels
+@dataclass(frozen=True)
+class Ran(Generic[Answered]):
+    """What became of a batch: a result for each item, in order; an exception among them fails that item alone.
+
+    seconds: that the seat worked on it, where it may have been at something else before; None: since it was given the batch.
+    """
+
+    results: Sequence[Answered | Exception]
+    seconds: float | None = None
+
+
+# (lane, items, wanted, meanwhile) -> what became of it. What is raised makes the worker halve the batch until only the guilty
+# item is left. `wanted()` tells how each item's caller feels
 # about it; what comes back for items that nobody waits for is thrown away. `meanwhile()` is called where the batch can be
 # interrupted, such as between two steps: it may run another one, by the same function.
-Run = Callable[[K, Sequence[T], Wanted, Callable[[], None]], Sequence[R | Exception]]
+Run = Callable[[K, Sequence[T], Wanted, Callable[[], None]], Ran[R]]
 # `Run` with what may be run meanwhile already told.
-_Ordered = Callable[[K, Sequence[T], Wanted], Sequence[R | Exception]]
+_Ordered = Callable[[K, Sequence[T], Wanted], Ran[R]]
 
 
 class Seat(Protocol[Taken, Given, Answered]):
@@ -219,23 +230,24 @@ class Desk(Generic[K, T, R]):
         shift.jobs.append(job)
         return job
 
-    def _serve(self, shift: _Shift[K, T, R], job: _Job[K, T, R], run: Run[K, T, R]) -> None:
+    def _serve(self, shift: _Shift[K, T, R], job: _Job[K, T, R], run: Run[K, T, R]) -> float:
+        """Run a batch and book it; the seconds that it took, without its guests."""
         shared, batch, started = self._shared, job.batch, self._shared.clock()
 
-        def ordered(lane: K, items: Sequence[T], wanted: Wanted) -> Sequence[R | Exception]:
+        def ordered(lane: K, items: Sequence[T], wanted: Wanted) -> Ran[R]:
             return run(lane, items, wanted, lambda: self._let_in(shift, job, run))
 
-        self._attempt(batch.lane, batch.entries, ordered)
-        run_s, size = shared.clock() - started - job.guests_s, len(batch.entries)
+        run_s, size = self._attempt(batch.lane, batch.entries, ordered) - job.guests_s, len(batch.entries)
         with shared.lock:
             if shift.over:  # given up on meanwhile
-                return
+                return run_s
             shift.jobs.remove(job)
             shared.lanes.served(batch.lane, run_s, size, batch.charged_s)
         queue_s = [started - entry.arrived for entry in batch.entries]
         shared.observer.batch(batch.lane, size, queue_s, run_s)
         facts = {"lane": str(batch.lane), "size": size, "queue_ms": 1000 * max(queue_s), "run_ms": 1000 * run_s}
         event(log, logging.INFO, "batch", **facts)
+        return run_s
 
     def _let_in(self, shift: _Shift[K, T, R], host: _Job[K, T, R], run: Run[K, T, R]) -> None:
         """Run what is quick and was served less than `host`, which goes on afterwards; no guests of guests."""
@@ -247,26 +259,27 @@ class Desk(Generic[K, T, R]):
             if batch is None or not batch.entries:
                 return
             job = self._begun(shift, batch, now)
-        self._serve(shift, job, run)
-        host.guests_s += shared.clock() - now
+        host.guests_s += self._serve(shift, job, run)
 
-    def _attempt(self, lane: K, batch: list[Entry[T, R]], run: _Ordered[K, T, R], roomy: bool = True) -> None:
-        """Run a batch and answer its callers. roomy: it may be halved if it doesn't fit into memory."""
+    def _attempt(self, lane: K, batch: list[Entry[T, R]], run: _Ordered[K, T, R], roomy: bool = True) -> float:
+        """Run a batch and answer its callers; the seconds that the seat worked. roomy: it may be halved if it doesn't fit into
+        memory."""
         shared = self._shared
         started, wanted = shared.clock(), _Wanted(batch, shared.clock)
         try:
-            results = run(lane, [entry.item for entry in batch], wanted)
-            if len(results) != len(batch):
-                raise RuntimeError(f"{len(results)} results for {len(batch)} items")
+            ran = run(lane, [entry.item for entry in batch], wanted)
+            if len(ran.results) != len(batch):
+                raise RuntimeError(f"{len(ran.results)} results for {len(batch)} items")
         except Exception as error:  # the border of the batch: it answers its callers and the worker lives on
             if shared.care.freed(error):
                 self._make_room(lane, batch, run, roomy)
             else:
                 self._blame(lane, batch, run, error, roomy)
-            return
+            return shared.clock() - started
         shared.memory = None
-        run_ms = 1000 * (shared.clock() - started)
-        for entry, result, still in zip(batch, results, wanted.still, strict=True):
+        ended = shared.clock()
+        run_ms = 1000 * (ended - started)
+        for entry, result, still in zip(batch, ran.results, wanted.still, strict=True):
             if not still:
                 shared.dropped(lane, late=not entry.withdrawn)
                 entry.finish(Expired("the deadline passed while it was worked on"))
@@ -274,6 +287,7 @@ class Desk(Generic[K, T, R]):
                 entry.finish(result)
             else:
                 entry.finish(Done(result, 1000 * (started - entry.arrived), run_ms, len(batch)))
+        return ended - started if ran.seconds is None else ran.seconds
 
     def _blame(self, lane: K, batch: list[Entry[T, R]], run: _Ordered[K, T, R], error: Exception, roomy: bool) -> None:
         """A batch raised: find out whose fault it was."""

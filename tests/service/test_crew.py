@@ -17,6 +17,7 @@ from models.purifiers import Options, Wanted, Wish
 from service import crew
 from service.crew import Hand, HelperDied, Here, Superseded
 from service.decode import File
+from service.desk import Ran
 from service.errors import NotAnImage
 from service.pipeline import Answer, Lane, Work, run_batch
 from service.settings import Settings
@@ -37,7 +38,7 @@ def running(hand: Hand) -> Run:
         wanted: Wanted | None = None,
         meanwhile: Callable[[], None] = lambda: None,
     ) -> Sequence[Answer | Exception]:
-        return ordered(lane, asked, wanted or (lambda: [True] * len(asked)), meanwhile)
+        return ordered(lane, asked, wanted or (lambda: [True] * len(asked)), meanwhile).results
 
     return run
 
@@ -185,6 +186,27 @@ def test_a_guest_is_run_between_two_steps_and_its_host_goes_on(run: Run, catalog
         assert [plain(each) for each in found] == [plain(each) for each in expected]
 
 
+def test_a_guests_time_is_what_its_helper_worked_on_it(catalog: Catalog) -> None:
+    """Not the rest of its host's step, for which it waited."""
+    hand, took = Hand(crew._Store(), 1), list[tuple[Ran[Answer], float]]()
+    ordered, patient = hand.begin(), works(64)  # so many that a step takes far longer than the guest
+
+    def meanwhile() -> None:
+        if not took:
+            started = time.perf_counter()
+            guest = ordered(lane_of(catalog, "none"), works(1), lambda: [True], lambda: None)
+            took.append((guest, time.perf_counter() - started))
+
+    for lane in (lane_of(catalog, "none"), lane_of(catalog, "soap-lc", steps=1)):  # the first of each is slow
+        ordered(lane, works(1), lambda: [True], lambda: None)
+    host = ordered(lane_of(catalog, "soap-lc", steps=4), patient, lambda: [True] * len(patient), meanwhile)
+    hand.close()
+    guest, waited_s = took[0]
+    assert host.seconds is None  # all of it: nothing was ahead of it
+    assert guest.seconds is not None
+    assert 0 < guest.seconds < waited_s / 2
+
+
 def test_a_guest_that_raises_leaves_its_host_alone(run: Run, catalog: Catalog) -> None:
     raised = list[RuntimeError]()
 
@@ -244,7 +266,7 @@ def test_in_this_process_guests_come_between_two_steps_too(catalog: Catalog) -> 
             guests.append(run(lane_of(catalog, "none"), works(3), lambda: [True] * 3, lambda: None))
 
     host = run(lane_of(catalog, "soap-lc", steps=2), works(2), lambda: [True] * 2, meanwhile)
-    assert [len(each) for each in (host, *guests)] == [2, 3]
+    assert [len(each.results) for each in (host, *guests)] == [2, 3]
 
 
 def test_a_helper_gets_each_network_once_and_forgets_what_is_gone_here(catalog: Catalog) -> None:

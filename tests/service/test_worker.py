@@ -6,7 +6,7 @@ from concurrent.futures import CancelledError, Future, wait
 import pytest
 
 from models.purifiers import Wish
-from service.desk import Care, OutOfMemory, Silent, Stopped
+from service.desk import Care, OutOfMemory, Ran, Silent, Stopped
 from service.lanes import Done, Expired, Limits, QueueFull
 from service.worker import BatchWorker
 
@@ -30,6 +30,7 @@ class Device:
         self.wanted: list[list[bool]] = []
         self.gate: Gate | None = None
         self.room = 1000
+        self.seconds: float | None = None
 
     def begin(self) -> "Device":
         return self
@@ -38,7 +39,7 @@ class Device:
 
     def __call__(
         self, lane: str, items: Sequence[str], wanted: Callable[[], list[bool]], meanwhile: Callable[[], None]
-    ) -> list[str | Exception]:
+    ) -> Ran[str]:
         self.batches.append(list(items))
         if len(items) > self.room or "huge" in items:
             raise MemoryError
@@ -49,7 +50,7 @@ class Device:
         self.wanted.append(wanted())
         if "fatal" in items:
             raise SystemExit("the device is gone")
-        return [KeyError(item) if item == "odd" else f"{lane}:{item}" for item in items]
+        return Ran([KeyError(item) if item == "odd" else f"{lane}:{item}" for item in items], self.seconds)
 
 
 @pytest.fixture
@@ -148,8 +149,8 @@ def test_exception_in_the_results_is_that_items_alone(held: BatchWorker[str, str
 
 def test_wrong_number_of_results_is_an_error_not_a_mix_up() -> None:
     class Forgetful(Device):
-        def __call__(self, *order: object) -> list[str | Exception]:  # type: ignore[override]
-            return []
+        def __call__(self, *order: object) -> Ran[str]:  # type: ignore[override]
+            return Ran([])
 
     worker: BatchWorker[str, str, str] = BatchWorker([Forgetful()], Limits(8, 8))
     worker.start()
@@ -493,7 +494,7 @@ class Stepping(Device):
 
     def __call__(
         self, lane: str, items: Sequence[str], wanted: Callable[[], list[bool]], meanwhile: Callable[[], None]
-    ) -> list[str | Exception]:
+    ) -> Ran[str]:
         self.depth += 1
         self.deepest = max(self.depth, self.deepest)
         while "long" in items and not self.may_end.is_set():
@@ -573,6 +574,30 @@ def test_guests_time_is_not_their_hosts(stepping: tuple[Stepping, BatchWorker[st
     worker.close(5)
     assert took["y"] >= 0.2
     assert took["x"] < 0.2
+
+
+def test_what_a_guest_waited_for_its_hosts_step_is_its_hosts(
+    stepping: tuple[Stepping, BatchWorker[str, str, str]], notes: Notes
+) -> None:
+    """The seat had the guest for longer than it worked on it."""
+    device, worker = stepping
+    took = dict[str, float]()
+    notes.batch = lambda lane, size, queue_s, run_s: took.update({str(lane): run_s})  # type: ignore[method-assign]
+    device.gate = Gate()
+    long = begin_long(device, worker)
+    device.seconds = 0.001
+    guest = worker.submit("y", "hold").future
+    assert device.gate.entered.wait(5)
+    time.sleep(0.2)
+    device.gate.opened.set()
+    guest.result(5)
+    device.seconds = None
+    device.may_end.set()
+    long.result(5)
+    worker.close(5)
+    assert took["y"] == 0.001
+    assert took["x"] >= 0.2
+    assert worker._shared.lanes._served_s["y"] < worker._shared.lanes._served_s["x"]
 
 
 def test_a_thread_that_dies_with_a_guest_tells_both(stepping: tuple[Stepping, BatchWorker[str, str, str]]) -> None:
