@@ -1,7 +1,8 @@
 """The bare engine in a process of its own: the batches that the service reported, without the service around them.
 
-Reads one JSON object a line from its standard input ({"purifier", "batch_sizes", "seconds"}), runs `service.pipeline.run_batch`
-on batches of those sizes over and over, and answers one line: {"images", "seconds", "cpu_s"}. Zoo, device and threads are the
+Says {"ready"} once it has started. Reads one JSON object a line from its standard input ({"purifier", "batch_sizes",
+"seconds"}), runs `service.pipeline.run_batch` on batches of those sizes over and over, and answers one line: {"images",
+"seconds", "cpu_s"}. Zoo, device and threads are the
 settings', read from the same environment as the service's.
 """
 
@@ -33,6 +34,7 @@ class Engine:
 
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         self._process = process
+        self._answer()  # its imports would run beside what is measured first
 
     def images_per_s(self, purifier: str, batch_sizes: Sequence[int], seconds: float) -> float:
         done = self._run(purifier, batch_sizes, seconds)
@@ -45,11 +47,14 @@ class Engine:
 
     def _run(self, purifier: str, batch_sizes: Sequence[int], seconds: float) -> dict[str, Any]:
         assert self._process.stdin is not None
-        assert self._process.stdout is not None
         order = {"purifier": purifier, "batch_sizes": list(batch_sizes), "seconds": seconds}
         print(json.dumps(order), file=self._process.stdin, flush=True)
-        done: dict[str, Any] = json.loads(self._process.stdout.readline())
-        return done
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        said: dict[str, Any] = json.loads(self._process.stdout.readline())
+        return said
 
 
 @contextmanager
@@ -74,6 +79,7 @@ def main() -> None:
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     catalog, files = Catalog.open(settings.zoo, settings.torch_device()), [path.read_bytes() for path in options.images]
+    print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         print(json.dumps(_run(catalog, options.model, files, **json.loads(line))), flush=True)
 

@@ -95,7 +95,7 @@ def test_in_l2_the_worst_is_of_the_images_that_every_attack_saw(results):
         )
     )
     assert row(shown, "c", "`p`") == [
-        *("0.5", "75.0", "50.0", "", "66.7", "", "", "", ""),
+        *("0.5", "75.0", "50.0", "", "66.7", "", "", "", "", "", ""),
         *("33.3", "6 to 79", "3"),
     ]
 

@@ -47,6 +47,8 @@ IN_L2 = {
     "bpda-t": "BPDA, targeted",
     "end-to-end-t": "end to end, targeted",
     "unrolled": "unrolled",
+    "bpda-eot": "BPDA, EOT",
+    "end-to-end-eot": "end to end, EOT",
     "square": "Square",
 }
 
