@@ -11,6 +11,7 @@ import logging
 import multiprocessing
 import os
 import pickle
+import select
 import signal
 import threading
 import time
@@ -197,7 +198,7 @@ class _Life:
         self._pending.append(pending)
         self._send_next()
         while pending.number not in self._replies:
-            if self._helper.connection.poll(LOOK_S):
+            if self._helper.ear.hears(LOOK_S):
                 self._receive()
             elif not any(each.deaths for each in self._pending):  # who is tried again is tried alone
                 meanwhile()
@@ -321,6 +322,18 @@ class _Unpacker(pickle.Unpickler):
         return self._networks[number]
 
 
+class _Ear:
+    """`Connection.poll`, which makes a selector for every look: those take longer than a small batch's way back."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._poll = select.poll()
+        self._poll.register(connection, select.POLLIN)
+
+    def hears(self, timeout_s: float = 0.0) -> bool:
+        """Whether something has come, or the other end is gone."""
+        return bool(self._poll.poll(1000 * timeout_s))
+
+
 # Processes are started by the threads of several seats, and `multiprocessing` keeps lists of them.
 _starting = threading.Lock()
 
@@ -337,6 +350,7 @@ class _Helper:
             ahead.start()
             self._process.start()
         theirs.close()
+        self.ear = _Ear(self.connection)
         self.has: set[int] = set()
 
     def send(self, what: _Order | tuple[int, Wishes]) -> None:
@@ -382,7 +396,7 @@ def _help(connection: Connection, threads: int) -> None:
 
 class _Bench:
     def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+        self._connection, self._ear = connection, _Ear(connection)
         self._networks: dict[int, nn.Module] = {}
         self._defenses: dict[int, Defense] = {}
         self._wishes: dict[int, Wishes] = {}  # of the batch that runs and, between two of its steps, of its guest
@@ -419,7 +433,7 @@ class _Bench:
 
     def _wanted(self, number: int) -> Wishes:
         """Between two steps of a batch: hear what has changed, and run the guests that came."""
-        while self._connection.poll():
+        while self._ear.hears():
             self.work()
         return self._wishes[number]
 

@@ -12,12 +12,24 @@ from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
+from starlette.types import Receive, Scope, Send
 
 from service.schemas import PurifyQuery
 
 
 class LeanRoute(APIRoute):
-    """For endpoints of the form `(request, query: Annotated[MODEL, Query()]) -> pydantic model or Response`."""
+    """For endpoints of the form `(request, query: Annotated[MODEL, Query()]) -> pydantic model or Response`.
+
+    They have no dependencies, so nothing is to be closed after them.
+    """
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See Starlette."""
+        if self.methods is None or scope["method"] not in self.methods:
+            await super().handle(scope, receive, send)  # which refuses
+            return
+        response = await self._answer(Request(scope, receive, send))
+        await response(scope, receive, send)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """See FastAPI."""
@@ -30,6 +42,7 @@ class LeanRoute(APIRoute):
                 return reply
             return Response(reply.model_dump_json(), media_type="application/json")
 
+        self._answer = handle
         return handle
 
 

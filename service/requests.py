@@ -19,6 +19,9 @@ from service.schemas import ClassifyQuery, PurifyQuery
 log = logging.getLogger(__name__)
 R = TypeVar("R")
 
+# An answer that takes no longer is not worth a task that watches whether its client is still there.
+UNWATCHED_S = 0.1
+
 
 async def begin(request: Request, query: PurifyQuery, **wishes: Any) -> tuple[Engine, Ask, Deadline]:
     """What can be refused before anything is computed, is. `wishes`: other fields of `Ask`.
@@ -74,13 +77,21 @@ async def in_time(deadline: Deadline, reading: Coroutine[Any, Any, R]) -> R:
 
 async def while_connected(request: Request, answering: Coroutine[Any, Any, R]) -> R:
     """Await an answer, but withdraw the work if the client leaves first. The body must have been read."""
+    watching: asyncio.Future[None] | None = None
+
+    def watch_out() -> None:
+        nonlocal watching
+        watching = asyncio.ensure_future(_disconnected(request, connected))
+
     try:
         async with asyncio.timeout(None) as connected:
-            gone = asyncio.ensure_future(_disconnected(request, connected))
+            soon = asyncio.get_running_loop().call_later(UNWATCHED_S, watch_out)
             try:
                 return await answering
             finally:
-                gone.cancel()
+                soon.cancel()
+                if watching is not None:
+                    watching.cancel()
     except TimeoutError as error:
         if connected.expired():
             raise errors.ClientGone from error

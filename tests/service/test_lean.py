@@ -39,10 +39,10 @@ def application(route_class: Any) -> FastAPI:
 USUAL, LEAN = application(APIRoute), application(LeanRoute)
 
 
-def get(app: FastAPI, path: str) -> httpx.Response:
+def get(app: FastAPI, path: str, method: str = "GET") -> httpx.Response:
     async def ask() -> httpx.Response:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
-            return await client.get(path)
+            return await client.request(method, path)
 
     return asyncio.run(ask())
 
@@ -75,6 +75,13 @@ def test_a_response_is_passed_on() -> None:
     assert (found.content, found.headers["content-type"]) == (b"raw", "image/png")
 
 
+@pytest.mark.parametrize(("method", "path"), [("PUT", "/raw"), ("GET", "/raw/"), ("GET", "/nothing")])
+def test_what_is_not_there_is_refused_alike(method: str, path: str) -> None:
+    lean, usual = get(LEAN, path, method), get(USUAL, path, method)
+    assert lean.status_code == usual.status_code != 200
+    assert (lean.text, lean.headers) == (usual.text, usual.headers)
+
+
 def test_both_are_documented_alike() -> None:
     assert get(LEAN, "/openapi.json").json() == get(USUAL, "/openapi.json").json()
 
@@ -96,6 +103,22 @@ def test_answer_while_the_client_is_there() -> None:
         return 7
 
     assert asyncio.run(while_connected(Caller(), answer())) == 7  # type: ignore[arg-type]
+
+
+def test_nobody_watches_for_the_client_of_a_quick_answer() -> None:
+    asked = []
+
+    class Watched(Caller):
+        async def receive(self) -> dict[str, str]:
+            asked.append(True)
+            return await super().receive()
+
+    async def answer() -> int:
+        await asyncio.sleep(0.01)
+        return 7
+
+    assert asyncio.run(while_connected(Watched(), answer())) == 7  # type: ignore[arg-type]
+    assert not asked
 
 
 def test_work_is_cancelled_when_the_client_leaves() -> None:
