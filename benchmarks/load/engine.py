@@ -2,8 +2,7 @@
 
 Says {"ready"} once it has started. Reads one JSON object a line from its standard input ({"purifier", "batch_sizes",
 "seconds"}), runs `service.pipeline.run_batch` on batches of those sizes over and over, and answers one line: {"images",
-"seconds", "cpu_s"}. Zoo, device and threads are the
-settings', read from the same environment as the service's.
+"seconds", "cpu_s"}. Zoo, device and threads are the settings', read from the same environment as the service's.
 """
 
 import argparse
