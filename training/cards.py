@@ -8,7 +8,7 @@ from pathlib import Path
 
 from models.catalog import ZOO
 from models.checkpoint import Card, Measurement, WorstCase, read_card, write_card
-from training.outcomes import SWEEPS, Worst, worst_of
+from training.outcomes import APART, Worst, worst_of
 from training.plan import EvaluationError
 from training.results import Result, read_results
 from training.tables import RESULTS
@@ -68,7 +68,7 @@ def _measurements(result: Result) -> Iterable[Measurement]:
 
 
 def _worst_case(found: Worst, results: Sequence[Result]) -> WorstCase:
-    taken = [each for each in results if each.bench == found.bench and each.plan not in SWEEPS]
+    taken = [each for each in results if each.bench == found.bench and each.plan not in APART]
     taken = [each for each in taken if found.purifier in each.purifiers()]
     return WorstCase(
         purifier=found.purifier,

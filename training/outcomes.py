@@ -8,8 +8,9 @@ from training.attacks import BLIND, BY_QUERIES, AttackSettings
 from training.evaluate import Cell
 from training.results import Bench, Result, Rows, benches
 
-# Plans that vary one length on fewer images, with shorter attacks: in a worst case they would only cut the images.
-SWEEPS = ("budgets", "steps")
+# Plans with tables and pictures of their own: those that vary one length on fewer images, with shorter attacks, which in a worst
+# case would only cut the images; and that of another norm.
+APART = ("budgets", "steps", "l2")
 
 
 @dataclass(frozen=True)
@@ -81,9 +82,9 @@ def worst_of(results: Sequence[Result]) -> list[Worst]:
     """Every defence of these results, the one with the most left first; files of one classifier are taken together.
 
     Left out: what nobody attacked itself, since images made for something else say little of it; other norms and larger
-    budgets; sweeps.
+    budgets; the plans that stand apart.
     """
-    whole = [result for result in results if result.plan not in SWEEPS]
+    whole = [result for result in results if result.plan not in APART]
     rows = [row for bench, found in benches(whole).items() for row in _worst_of_bench(bench, found)]
     return sorted(rows, key=lambda row: (row.model, -row.worst, -(row.clean or 0)))
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from training.detector import area, losses, roc
 from training.evaluate import Cell
-from training.outcomes import SWEEPS
+from training.outcomes import APART
 from training.pictures.picture import COLOURS, Picture, images
 from training.results import Result
 
@@ -15,7 +15,7 @@ SHOWN = ("fgsm", "pgd", "pgd-50", "two-view", "bpda", "unrolled")
 
 def pictures(results: Sequence[Result]) -> list[Picture]:
     """One of each file with losses of clean and of attacked images; the sweeps have pictures of their own."""
-    plain = [result for result in results if result.plan not in SWEEPS and not result.stem.startswith("variants-")]
+    plain = [result for result in results if result.plan not in APART and not result.stem.startswith("variants-")]
     return [_picture(result, found) for result in plain if (found := curves(result))]
 
 

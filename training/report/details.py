@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from training.attacks import AttackSettings
 from training.detector import Detection, detections
-from training.outcomes import SWEEPS, kind_of
+from training.outcomes import APART, kind_of
 from training.report.layout import interval, percent, table
 from training.results import Bench, Measured, Result, Rows, benches
 
@@ -61,7 +61,7 @@ image, so there is no suspicion and no column of them, nor of chains that begin 
 def suspicion(results: Sequence[Result], model: str | None = None) -> str:
     """Attacks by purifiers: area under the ROC / share caught at 1 % false alarms. Without the losses there is nothing."""
     found, kinds = dict[str, dict[str, Detection]](), dict[str, str]()
-    whole = [result for result in results if model in (None, result.model) and result.plan not in SWEEPS]
+    whole = [result for result in results if model in (None, result.model) and result.plan not in APART]
     for bench, rows in benches(whole).items():
         for purifier, measured in rows.items():
             if mine := _detected(measured):
