@@ -8,7 +8,7 @@ from training.attacks import BLIND, BY_QUERIES, AttackSettings
 from training.evaluate import Cell
 from training.results import Bench, Result, Rows, benches
 
-# Plans with tables and pictures of their own: those that vary one length on fewer images, with shorter attacks, which in a worst
+# Plans with tables or pictures of their own: those that vary one length on fewer images, with shorter attacks, which in a worst
 # case would only cut the images; and that of another norm.
 APART = ("budgets", "steps", "l2")
 

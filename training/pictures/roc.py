@@ -14,7 +14,7 @@ SHOWN = ("fgsm", "pgd", "pgd-50", "two-view", "bpda", "unrolled")
 
 
 def pictures(results: Sequence[Result]) -> list[Picture]:
-    """One of each file with losses of clean and of attacked images; the sweeps have pictures of their own."""
+    """One of each file with losses of clean and of attacked images, but for the plans that stand apart."""
     plain = [result for result in results if result.plan not in APART and not result.stem.startswith("variants-")]
     return [_picture(result, found) for result in plain if (found := curves(result))]
 
